@@ -1,0 +1,1 @@
+"""Crosspatch finds which parts of a language model cause a behaviour, and tests the claim."""

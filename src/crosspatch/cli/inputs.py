@@ -1,0 +1,167 @@
+"""From what was typed to what the other rooms take: models, tasks, devices, output folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crosspatch.cli.console import CHECK_FAILED, errors_console, note, result
+from crosspatch.errors import ModelError, ResultError, TaskError
+
+if TYPE_CHECKING:
+    from crosspatch.model import Model
+    from crosspatch.tasks import Task
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", help="embedded, a name from `crosspatch models`, a folder, or a Hugging Face name."),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="A name from `crosspatch tasks`, or a .jsonl, .csv or .json file.")
+]
+Corruption = Annotated[
+    str | None, typer.Option("--corruption", "-c", help="How the corrupt prompt is made (see `crosspatch tasks`).")
+]
+Count = Annotated[int, typer.Option("--n", "-n", min=1, help="Number of prompt pairs.")]
+Seed = Annotated[int, typer.Option(help="Seed of the prompts, the controls and the statistics.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on a CPU.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")]
+Budget = Annotated[float | None, typer.Option("--budget-mib", min=1, help="Memory for activations in flight, in MiB.")]
+
+FILES = (".jsonl", ".ndjson", ".csv", ".json")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+MARKER = "crosspatch.json"
+
+
+def load_model(name: str, dtype: str | None = None, device: str | None = None, threads: int | None = None) -> Model:
+    """The model, checked quickly; a model that fails ends the program with its own exit code."""
+    from crosspatch.model import check
+
+    model = load_unchecked(name, dtype, device, threads)
+    checked = check(model, quick=True)
+    if not checked.passed:
+        errors_console().print(str(checked))
+        result({"ok": False, "exit_code": CHECK_FAILED, "error": {"type": "ModelError", "what": str(checked)}})
+        raise typer.Exit(CHECK_FAILED)
+    return model
+
+
+def load_unchecked(name: str, dtype: str | None, device: str | None, threads: int | None) -> Model:
+    """The model as it is.
+
+    Raises:
+        ModelError: it cannot be found, read, or put on the device.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"use one of {', '.join(DTYPES)}")
+    _quiet_libraries()
+    import torch
+
+    from crosspatch.model import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            str(error).splitlines()[0], where=f"--device {device}", fix="use cpu, or a device that is there"
+        ) from error
+    return load(name, dtype=dtype, device=device, verify=False)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Only the tokenizer of a model."""
+    _quiet_libraries()
+    from transformers import AutoTokenizer
+
+    from crosspatch.model.load import resolve
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no tokenizer: {str(error).splitlines()[0]}", where=f"loading {name!r}", fix="see `crosspatch models`"
+        ) from error
+
+
+def _quiet_libraries() -> None:
+    """Other libraries' bars and warnings would mix with ours; set before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def is_file(task: str) -> bool:
+    """Whether --task names a file rather than a built-in task."""
+    return task.lower().endswith(FILES) or "/" in task or os.sep in task
+
+
+def load_task(name: str, tokenizer: Any, n: int, seed: int, corruption: str | None) -> Task:
+    """A generated task, or `n` pairs sampled from a file (all of them where it has fewer)."""
+    from crosspatch.tasks import make_task, read_task
+
+    if not is_file(name):
+        return make_task(name, n=n, seed=seed, corruption=corruption, tokenizer=tokenizer)
+    task = read_task(name)
+    if corruption is not None:
+        kept = [pair for pair in task.pairs if pair.corruption == corruption]
+        if not kept:
+            there = ", ".join(sorted({pair.corruption or "(none)" for pair in task.pairs}))
+            raise TaskError(f"no pair has the corruption {corruption!r}", where=name, fix=f"use one of: {there}")
+        task = task.filter(lambda pair: pair.corruption == corruption)
+    if len(task) <= n:
+        if len(task) < n:
+            note(f"{name} has {len(task)} pairs; all of them are used.")
+        return task
+    return task.sample(n, seed)
+
+
+def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that writing into `out` destroys nothing that the user did not give up.
+
+    An empty or new folder is taken. A results folder of ours is taken with --resume (kept) or --overwrite (its
+    files are replaced). Any other folder with something in it is refused without --overwrite; nothing of it is deleted.
+
+    Raises:
+        ResultError: the folder may not be used.
+    """
+    if resume and overwrite:
+        raise ResultError(
+            "--resume keeps what is there, --overwrite replaces it", where=str(out), fix="give one of them"
+        )
+    if out.exists() and not out.is_dir():
+        raise ResultError("it is a file", where=str(out), fix="give --out a folder")
+    ours = (out / MARKER).is_file()
+    if out.is_dir() and any(out.iterdir()):
+        if not ours and not overwrite:
+            raise ResultError(
+                "the folder is not empty and is not a results folder of Crosspatch",
+                where=str(out),
+                fix="give another --out, or --overwrite to write into it (nothing of yours is deleted)",
+            )
+        if ours and not (resume or overwrite):
+            raise ResultError(
+                "the folder already holds results",
+                where=str(out),
+                fix="--resume goes on where it stopped, --overwrite starts again, or give another --out",
+            )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def sign(out: Path, command: list[str]) -> None:
+    """Mark the folder as ours and keep the command that made it."""
+    from crosspatch.report.svg import write_text
+
+    write_text(
+        out / MARKER, json.dumps({"made by": "crosspatch", "command": command}, indent=1, ensure_ascii=False) + "\n"
+    )

@@ -1,0 +1,26 @@
+"""A Hugging Face model seen as a graph, and the executor that patches it exactly."""
+
+from crosspatch.model.anatomy import Anatomy, Layout, read_anatomy
+from crosspatch.model.check import CheckReport, check
+from crosspatch.model.load import load
+from crosspatch.model.model import Model
+from crosspatch.model.replay import record, replay
+from crosspatch.model.run import Cost, Edit, FromRun, Readout, Row, Run
+
+__all__ = [
+    "Anatomy",
+    "CheckReport",
+    "Cost",
+    "Edit",
+    "FromRun",
+    "Layout",
+    "Model",
+    "Readout",
+    "Row",
+    "Run",
+    "check",
+    "load",
+    "read_anatomy",
+    "record",
+    "replay",
+]

@@ -1,0 +1,275 @@
+"""The executor's two verbs: ``record`` activations, and ``replay`` interventions on a recorded run.
+
+``replay`` is exact (the numbers of a full forward pass with hooks, up to float rounding) and does only the work whose
+result is not known yet; docs/architecture.md lists the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from crosspatch.errors import InterventionError
+from crosspatch.graph.names import Site
+from crosspatch.model.budget import chunk_rows
+from crosspatch.model.model import Model
+from crosspatch.model.pack import Pack
+from crosspatch.model.plan import Plan, PlannedRow, make_plan, restart_keys
+from crosspatch.model.run import Cost, Edit, Key, Readout, Row, Run, store_key
+from crosspatch.model.walk import PatternTap, Tap, Walk
+
+Progress = Callable[[float, float], None]  # work done, work in all (one unit = one token through one block)
+
+
+def record(
+    model: Model,
+    tokens: Sequence[Sequence[int]],
+    sites: Iterable[Site | str] = (),
+    *,
+    read: Sequence[Sequence[int]] | None = None,
+    edits: Sequence[Sequence[Edit]] = (),
+    restart_at: Iterable[Site | str] = (),
+    budget_mib: float | None = None,
+) -> Run:
+    """Run prompts once and keep the activations at ``sites``.
+
+    Args:
+        tokens: token ids of each prompt; lengths may differ (nothing is padded).
+        sites: what to keep. Anything else is recorded when it is first asked for.
+        read: positions of each prompt whose logits are wanted; default: the last one.
+        edits: for each example, edits made to this run itself (it can still serve as base or source).
+        restart_at: sites at which rows of a later ``replay`` will begin, so that this one pass keeps what they need.
+        budget_mib: memory for activations in flight.
+
+    Raises:
+        InterventionError: no prompts, an empty prompt, unknown token ids, or reads that do not exist.
+        AddressError: a site that the model does not have.
+        ModelError: a model in training mode, or a prompt longer than its context.
+    """
+    model.require_eval()
+    ids, reads = _checked(model, tokens, read)
+    if edits and len(edits) != len(ids):
+        raise InterventionError(f"{len(edits)} tuples of edits for {len(ids)} examples", fix="give one tuple each")
+    run = Run(model, ids, reads, tuple(tuple(e) for e in edits))
+    n = model.shape.n_layers
+    keys = {store_key(model.site(s), n) for s in sites}
+    for site in restart_at:
+        layer, kind = store_key(model.site(site), n)
+        keys |= {(layer, kind)} | restart_keys(layer, kind, model.shape.parallel)
+        keys |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
+    _fill(run, keys, budget_mib)
+    return run
+
+
+def ensure(run: Run, keys: Iterable[Key]) -> None:
+    """Record what a run has not kept yet (one more pass over its prompts, if anything is missing)."""
+    missing = {key for key in keys if key not in run.store}
+    if missing:
+        _fill(run, missing, None)
+
+
+@torch.no_grad()
+def _fill(run: Run, keys: set[Key], budget_mib: float | None) -> None:
+    """Walk all prompts from the embedding, storing ``keys`` and the normalised last states at the read positions."""
+    model, last = run.model, run.model.shape.n_layers - 1
+    model.ensure_positions(max(map(len, run.tokens)))
+    scratch = Run(model, run.tokens, run.read, store={(0, "resid_pre"): model.embed(run.tokens)})
+    rows = [Row(i, run.edits[i] if run.edits else ()) for i in range(len(run))]
+    plan = make_plan(scratch, rows, prune=False, ensure=ensure)
+    atoms = {row.row: row.atoms for row in plan.rows}
+    planned = [
+        PlannedRow(i, i, (0, len(ids), run.read[i]), (0, 0), atoms.get(i, [])) for i, ids in enumerate(run.tokens)
+    ]
+    needed = {key for row in planned for atom in row.atoms if atom.source for key in [atom.key]}
+    for row in planned:
+        for atom in row.atoms:
+            if atom.source is not None:
+                ensure(atom.source, needed & {atom.key})
+    total = run.offset[-1]
+    taps: dict[Key, Tap] = {key: _keeper(run, total) for key in keys if key[1] != "pattern"}
+    pattern_taps = {layer: _pattern_keeper(run, layer) for layer, kind in keys if kind == "pattern"}
+    ends = not any(layer == last and kind not in ("resid_pre", "q", "k", "v") for layer, kind in keys)
+    hidden = torch.empty(run.read_offset[-1], model.shape.d_model, dtype=model.dtype, device=model.device)
+    for chunk in chunk_rows(model, planned, 0, budget_mib):
+        walk = Walk(scratch, chunk, taps=taps, pattern_taps=pattern_taps, read_only_end=ends)
+        final = model.anatomy.final_norm(walk.run())
+        slots = [run.read_offset[row] + run.read[row].index(p) for row, p in _reads(walk.pack)]
+        hidden = hidden if final.shape[1] == hidden.shape[1] else hidden.new_empty(len(hidden), final.shape[1])
+        hidden[slots] = final.to(hidden)
+    run.hidden = hidden
+
+
+def _reads(pack: Pack) -> list[tuple[int, int]]:
+    """(row, position) of every packed token of a pack that holds read positions only."""
+    return [(row, p) for group in pack.groups.values() for row in group.rows for p in group.positions]
+
+
+def _keeper(run: Run, total: int) -> Tap:
+    def keep(key: Key, x: Tensor, pack: Pack) -> None:
+        stored = run.store.get(key)
+        if stored is None:
+            stored = run.store[key] = x.new_empty(total, *x.shape[1:])
+        assert isinstance(stored, Tensor)
+        for group in pack.groups.values():
+            for row, value in zip(group.rows, pack.dense(x, group), strict=True):
+                stored[run.offset[row] : run.offset[row + 1]] = value
+
+    return keep
+
+
+def _pattern_keeper(run: Run, layer: int) -> PatternTap:
+    stored: list[Tensor] = [torch.empty(0)] * len(run)
+    run.store[(layer, "pattern")] = stored
+
+    def keep(rows: list[int], pattern: Tensor) -> None:
+        for row, value in zip(rows, pattern, strict=True):
+            stored[row] = value.clone()
+
+    return keep
+
+
+@torch.no_grad()
+def replay(
+    base: Run,
+    rows: Sequence[Row],
+    on_read: Callable[[Readout], None],
+    *,
+    columns: Sequence[int] | None = None,
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> Cost:
+    """Run every row (an example of ``base`` with its edits) and hand its logits to ``on_read``, chunk by chunk.
+
+    Args:
+        base: the run that is intervened on. Logits are read where it was read.
+        rows: any number of patched forwards.
+        on_read: receives a :class:`Readout` for each chunk; chunks come in any order of rows.
+        columns: token ids whose logits are wanted; None = the whole vocabulary.
+        budget_mib: memory for one chunk's activations and logits; default: see ``budget.default_budget_mib``.
+        progress: called with (work done, work in all).
+
+    Returns:
+        what was computed, against one full forward pass a row.
+
+    Raises:
+        InterventionError: an edit that does not fit, naming its site, shapes and the fix.
+    """
+    model = base.model
+    model.require_eval()
+    plan = make_plan(base, rows, ensure=ensure)
+    _ensure_needs(base, plan)
+    cols = None if columns is None else torch.as_tensor(columns, dtype=torch.long)
+    n_columns = model.shape.vocab if cols is None else len(cols)
+    cost = Cost(rows=len(rows), unchanged_rows=len(plan.unchanged))
+    cost.naive_token_layers = float(sum(len(base.tokens[row.example]) for row in rows) * model.shape.n_layers)
+    if plan.unchanged:
+        _read_unchanged(base, plan, cols, on_read)
+    work = sum(_work(model, row) for row in plan.rows)
+    done = 0.0
+    for chunk in chunk_rows(model, plan.rows, n_columns, budget_mib):
+        walk = Walk(base, chunk)
+        final = walk.run()
+        on_read(_readout(base, chunk, walk.pack, model.anatomy.final_norm(final), cols))
+        cost.chunks += 1
+        cost.token_layers += walk.token_layers
+        done += sum(_work(model, row) for row in chunk)
+        if progress is not None:
+            progress(done, work)
+    return cost
+
+
+def _work(model: Model, row: PlannedRow) -> float:
+    return (row.group[1] - row.group[0]) * (model.shape.n_layers - row.start[0])
+
+
+def _ensure_needs(base: Run, plan: Plan) -> None:
+    model = base.model
+    model.ensure_positions(max(map(len, base.tokens)))
+    ensure(base, plan.needs(model.shape.parallel, model.shape.n_layers))
+    sources: dict[int, tuple[Run, set[Key]]] = {}
+    for row in plan.rows:
+        for atom in row.atoms:
+            if atom.source is not None:
+                sources.setdefault(id(atom.source), (atom.source, set()))[1].add(atom.key)
+    for run, keys in sources.values():
+        ensure(run, keys)
+
+
+def _read_unchanged(base: Run, plan: Plan, columns: Tensor | None, on_read: Callable[[Readout], None]) -> None:
+    """Rows whose edits change nothing have the base run's logits, computed once for each example."""
+    logits = base.logits(columns)
+    step = max(1, 2**24 // max(1, logits.shape[1]))
+    for lo in range(0, len(plan.unchanged), step):
+        rows = plan.unchanged[lo : lo + step]
+        slots = [(r, s) for r in rows for s in _slots(base, plan.examples[r])]
+        index = torch.tensor([s for _, s in slots])
+        on_read(_make_readout(base, logits[index.to(logits.device)], columns, [r for r, _ in slots], plan.examples))
+
+
+def _slots(base: Run, example: int) -> range:
+    return range(base.read_offset[example], base.read_offset[example + 1])
+
+
+def _make_readout(base: Run, logits: Tensor, columns: Tensor | None, rows: list[int], examples: list[int]) -> Readout:
+    """``rows``: the row of each read; a row's reads are consecutive and complete."""
+    position, seen = [], dict.fromkeys(rows)
+    for row in seen:
+        position += base.read[examples[row]]
+    return Readout(
+        logits, columns, torch.tensor(rows), torch.tensor([examples[r] for r in rows]), torch.tensor(position)
+    )
+
+
+def _readout(base: Run, chunk: list[PlannedRow], pack: Pack, final: Tensor, columns: Tensor | None) -> Readout:
+    """Logits of one chunk: reads before a row's first changed position are the base run's."""
+    example = {row.row: row.example for row in chunk}
+    order = sorted(example)
+    rows = [r for r in order for _ in base.read[example[r]]]
+    slots = torch.tensor([s for r in order for s in _slots(base, example[r])])
+    at = {}
+    for i, (row, p) in enumerate((r, p) for r in order for p in base.read[example[r]]):
+        at[row, p] = i
+    computed = torch.tensor([at[spot] for spot in _reads(pack)], device=final.device)
+    if len(computed) == len(rows):
+        hidden = torch.empty_like(final)
+    else:
+        hidden = base.hidden[slots.to(base.hidden.device)].to(final)
+    hidden[computed] = final
+    examples = {row: example[row] for row in order}
+    logits = base.model.unembed(hidden, columns)
+    position = [p for r in order for p in base.read[example[r]]]
+    return Readout(
+        logits,
+        columns,
+        torch.tensor(rows),
+        torch.tensor([examples[r] for r in rows]),
+        torch.tensor(position),
+    )
+
+
+def _checked(
+    model: Model, tokens: Sequence[Sequence[int]], read: Sequence[Sequence[int]] | None
+) -> tuple[list[list[int]], list[tuple[int, ...]]]:
+    ids = [[int(t) for t in prompt] for prompt in tokens]
+    if not ids:
+        raise InterventionError("no prompts were given", where="record", fix="give at least one list of token ids")
+    for i, prompt in enumerate(ids):
+        bad = [t for t in prompt if not 0 <= t < model.shape.vocab]
+        if not prompt or bad:
+            what = f"token ids {bad[:3]} outside 0..{model.shape.vocab - 1}" if bad else "an empty prompt"
+            raise InterventionError(what, where=f"example {i}", fix="tokenise with this model's own tokenizer")
+    if read is None:
+        return ids, [(len(prompt) - 1,) for prompt in ids]
+    if len(read) != len(ids):
+        raise InterventionError(f"{len(read)} lists of reads for {len(ids)} prompts", where="read")
+    reads = []
+    for i, (prompt, positions) in enumerate(zip(ids, read, strict=True)):
+        if not positions or any(not -len(prompt) <= p < len(prompt) for p in positions):
+            raise InterventionError(
+                f"reads {list(positions)} of a prompt of {len(prompt)} tokens", where=f"example {i}",
+                fix="give at least one existing position",
+            )
+        reads.append(tuple(sorted({p % len(prompt) for p in positions})))
+    return ids, reads

@@ -1,0 +1,144 @@
+"""One self-contained HTML page from plain data. Everything that comes from a prompt, a file or a model is escaped."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from crosspatch.report import figures, words
+from crosspatch.report.attention import attention_matrix, attention_strip
+from crosspatch.report.data import Band, Effect, ReportData
+from crosspatch.report.strips import gate_plane, shared_axis, strip, strip_scale
+from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, interval, percent, signed
+from crosspatch.report.tokens import example_block, role_names
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""What the page may do: style and run what is in it, and nothing else; no request of any kind."""
+GROUPS = (
+    ("blocks", "Blocks", ("attn_out", "mlp_out")),
+    ("heads", "Attention heads", ("z",)),
+    ("inputs", "Inside the heads: queries, keys, values, patterns", ("q", "k", "v", "pattern")),
+    ("neurons", "MLP neurons", ("mlp_act", "neuron")),
+)
+TABLE_ROWS = 12
+
+
+def render(data: ReportData) -> str:
+    """The whole page as text. It asks for nothing over the network, which its content policy also forbids."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_template),
+    )
+    environment.filters |= {"signed": signed, "percent": percent, "anchor": figures.anchor, "q": q_value}
+    return environment.get_template("report.html.j2").render(context(data))
+
+
+def _template(name: str) -> str:
+    return resources.files("crosspatch.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def q_value(q: float) -> str:
+    """A corrected p-value as a reader wants it."""
+    if not math.isfinite(q):
+        return "n/a"
+    return "< 0.001" if q < 0.001 else f"{q:.3f}" if q < 0.1 else f"{q:.2f}"
+
+
+def context(data: ReportData) -> dict[str, Any]:
+    """What the template shows."""
+    tables = part_tables(data)
+    linked = frozenset(row["address"] for table in tables for row in table["rows"])
+    roles = role_names(data.examples)
+    heads = [e for level in data.levels for e in level.effects if e.kind == "z"]
+    plane = heads or [e for level in data.levels for e in level.effects if e.kind in ("attn_out", "mlp_out")]
+    limit = figures.contribution_limit(data.levels)
+    both = any(math.isfinite(e.interaction.mean) for e in plane)
+    return {
+        "data": data,
+        "policy": POLICY,
+        "figure_css": Markup(FIGURE_CSS),
+        "figure_css_dark": Markup(FIGURE_CSS_DARK),
+        "style": Markup(_template("style.css")),
+        "script": Markup(_template("report.js")),
+        "headline": words.headline(data),
+        "behaviour": words.behaviour(data),
+        "scope": words.scope(data),
+        "roles": roles,
+        "examples": [example_block(e, roles, i) for i, e in enumerate(data.examples)],
+        "heat_maps": [pair for level in data.levels for pair in figures.level_figures(level, linked, limit)],
+        "plane": gate_plane(plane) if both else None,
+        "tables": tables,
+        "linked": linked,
+        "attention": [
+            {
+                "view": a,
+                "figure": attention_matrix(a),
+                "clean": attention_strip(a),
+                "corrupt": attention_strip(a, corrupt=True),
+            }
+            for a in data.attention
+        ],
+        "interval": interval,
+        "counts": {s: sum(f.severity == s for f in data.findings) for s in ("error", "warning", "note")},
+    }
+
+
+def part_tables(data: ReportData) -> list[dict[str, Any]]:
+    """One table for each granularity that was run: its strongest rows, with strips on one axis."""
+    tables = []
+    about: dict[str, list[int]] = {}
+    for number, finding in enumerate(data.findings, 1):
+        for address in finding.rows:
+            about.setdefault(address, []).append(number)
+    for name, title, kinds in GROUPS:
+        rows = [(e, level) for level in data.levels for e in level.effects if e.kind in kinds]
+        if not rows:
+            continue
+        rows.sort(key=lambda pair: -pair[0].size)
+        shown = rows[:TABLE_ROWS]
+        band = next((level.band for _, level in shown if level.band != Band()), Band())
+        axis = shared_axis([e for e, _ in shown], band)
+        tables.append(
+            {
+                "name": name,
+                "title": title,
+                "total": len(rows),
+                "band": band,
+                "scale": strip_scale(axis).element(),
+                "rows": [_table_row(e, about.get(e.address, []), strip(e, axis, band).element()) for e, _ in shown],
+                "metrics": _other_metrics(data, [e for e, _ in shown[:8]], kinds),
+            }
+        )
+    return tables
+
+
+def _table_row(effect: Effect, findings: list[int], drawn: Markup) -> dict[str, Any]:
+    return {
+        "effect": effect,
+        "address": effect.address,
+        "what": words.KIND_WORDS.get(effect.kind, effect.kind),
+        "findings": findings,
+        "strip": drawn,
+    }
+
+
+def _other_metrics(data: ReportData, shown: list[Effect], kinds: tuple[str, ...]) -> dict[str, Any] | None:
+    """The same rows under every other metric, so that a reader sees whether they agree."""
+    by_metric: dict[str, dict[str, Effect]] = {}
+    for level in data.levels:
+        for metric, effects in level.others.items():
+            by_metric.setdefault(metric, {}).update({e.address: e for e in effects if e.kind in kinds})
+    names = [m for m, found in by_metric.items() if found]
+    if not names:
+        return None
+    return {"names": names, "rows": [(e, [by_metric[m].get(e.address) for m in names]) for e in shown]}

@@ -1,0 +1,103 @@
+"""What a sweep has finished so far, so that a stopped one goes on where it was.
+
+`folder/parts/` holds one Parquet file per finished block of rows and `methodology.json`. Each part carries its checksum
+in its name and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from crosspatch.errors import ResultError
+from crosspatch.results.files import (
+    REPAIR,
+    digest,
+    lists_to_rows,
+    read_json,
+    read_parquet,
+    rows_to_lists,
+    to_parquet,
+    write_atomic,
+    write_json,
+)
+from crosspatch.results.methodology import COMPARED, Methodology, differences
+
+_PART = re.compile(r"part-([0-9]{6})-([0-9a-f]{12})\.parquet")
+
+
+class Checkpoint:
+    """Finished rows of one sweep.
+
+    Args:
+        folder: where the sweep's result will be; the parts go into `folder/parts`.
+        methodology: of the sweep; parts of another methodology are refused.
+
+    Raises:
+        ResultError: the folder holds parts of another sweep; names the fields that differ.
+    """
+
+    def __init__(self, folder: str | Path, methodology: Methodology) -> None:
+        self.folder = Path(folder) / "parts"
+        self.methodology = methodology
+        header = self.folder / "methodology.json"
+        if header.exists():
+            _require_same(methodology, Methodology.from_json(read_json(header), str(header)), self.folder)
+        else:
+            write_json(header, methodology.to_json())
+
+    def append(self, keys: Sequence[str], values: Mapping[str, Float[np.ndarray, "row example"]]) -> None:
+        """Store a finished block.
+
+        Args:
+            keys: one name per row, unique in the sweep (direction, address and control, say).
+            values: metric -> values of the patched run.
+        """
+        table = pa.table({"key": pa.array(list(keys), pa.string()), **{m: rows_to_lists(v) for m, v in values.items()}})
+        data = to_parquet(table)
+        write_atomic(self.folder / f"part-{len(self._parts()):06d}-{digest(data)[:12]}.parquet", data)
+
+    def finished(self) -> dict[str, dict[str, Float[np.ndarray, " example"]]]:
+        """Key -> metric -> values of every row that was stored.
+
+        Raises:
+            ResultError: a part that was changed since it was written.
+        """
+        found: dict[str, dict[str, np.ndarray]] = {}
+        metrics, width = self.methodology.metrics, self.methodology.n_examples
+        for path, checksum in self._parts():
+            table = read_parquet(path, checksum)
+            columns = {metric: lists_to_rows(table, metric, width, str(path)) for metric in metrics}
+            if "key" not in table.column_names or not pa.types.is_string(table["key"].type):
+                raise ResultError("has no column 'key'", where=str(path), fix=REPAIR)
+            for row, key in enumerate(table["key"].to_pylist()):
+                found[key] = {metric: columns[metric][row] for metric in metrics}
+        return found
+
+    def clear(self) -> None:
+        """Remove the parts, once the result itself has been saved."""
+        for path, _ in self._parts():
+            path.unlink()
+        (self.folder / "methodology.json").unlink(missing_ok=True)
+        for stray in self.folder.glob(".writing-*"):
+            stray.unlink()
+        self.folder.rmdir()
+
+    def _parts(self) -> list[tuple[Path, str]]:
+        named = [(path, _PART.fullmatch(path.name)) for path in sorted(self.folder.iterdir())]
+        return [(path, match[2]) for path, match in named if match]
+
+
+def _require_same(wanted: Methodology, found: Methodology, folder: Path) -> None:
+    if wanted.hash() == found.hash():
+        return
+    differing = [*differences(wanted, found)]
+    a, b = wanted.to_json(), found.to_json()
+    differing += [name for name in a if name not in COMPARED and a[name] != b[name]]
+    raise ResultError(f"the unfinished sweep stored here was made in another way ({', '.join(differing)} differ)",
+                      where=str(folder), fix="use another folder, or delete this one to start anew")  # fmt: skip

@@ -1,0 +1,109 @@
+"""Reading and writing files so that a crash leaves the old file or the new one, and nothing that is read can run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from crosspatch.errors import ResultError
+
+REPAIR = "the file was cut off or edited; restore it from a copy or run the sweep again"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write next to the target, flush to disk, then put it in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write standard JSON (no NaN), atomically."""
+    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ResultError: not there, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"cannot be read ({error.strerror})", where=str(path), fix="check the folder's name") from error
+    except ValueError as error:
+        raise ResultError(f"is not JSON ({error})", where=str(path), fix=REPAIR) from error
+    if not isinstance(data, dict):
+        raise ResultError("is not a JSON object", where=str(path), fix=REPAIR)
+    return data
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def read_parquet(path: Path, sha256: str) -> pa.Table:
+    """Read a Parquet file whose SHA-256 starts with `sha256`.
+
+    Raises:
+        ResultError: not there, another checksum, or not Parquet.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResultError(f"cannot be read ({error.strerror})", where=str(path), fix=REPAIR) from error
+    if not digest(data).startswith(sha256):
+        raise ResultError("has another checksum than was recorded when it was written", where=str(path), fix=REPAIR)
+    try:
+        return pq.read_table(pa.BufferReader(data)).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError) as error:
+        raise ResultError(f"is not a Parquet file ({error})", where=str(path), fix=REPAIR) from error
+
+
+def rows_to_lists(values: Float[np.ndarray, "row example"]) -> pa.Array:
+    """A matrix as a column with one list per row."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float64).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def lists_to_rows(table: pa.Table, name: str, width: int, where: str) -> Float[np.ndarray, "row example"]:
+    """A column of lists of `width` numbers as a matrix.
+
+    Raises:
+        ResultError: no such column, or of another type or width.
+    """
+    wanted = pa.list_(pa.float64(), width)
+    if name not in table.column_names:
+        raise ResultError(f"has no column {name!r}", where=where, fix=REPAIR)
+    column = table[name].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != width or column.type.value_type != pa.float64():
+        raise ResultError(f"column {name!r} is {column.type}, expected {wanted}", where=where, fix=REPAIR)
+    if column.null_count or column.flatten().null_count:
+        raise ResultError(f"column {name!r} has empty cells", where=where, fix=REPAIR)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).copy()

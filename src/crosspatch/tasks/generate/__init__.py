@@ -1,0 +1,1 @@
+"""Generators of the field's standard behaviours, one module each. `crosspatch.tasks.builtin` is the way in."""
