@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ OracleEdit = tuple[Site, Sequence[int], Tensor]  # site, positions, value [posit
 
 
 class _State:
-    edits: list[OracleEdit] = []
-    seen: dict[str, dict[int, Tensor]] = {}
+    """What the hooks of the present forward pass should change, and what they have seen."""
+
+    edits: ClassVar[list[OracleEdit]] = []
+    seen: ClassVar[dict[str, dict[int, Tensor]]] = {}
 
 
 def _at(kind: str, layer: int) -> list[OracleEdit]:

@@ -69,7 +69,8 @@ def random_model(tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------------------------------- help
 
 
-COMMANDS = [[], ["localize"], ["patch"], ["models"], ["models", "fetch"], ["tasks"], ["tasks", "show"], ["tasks", "check"],
+COMMANDS = [[], ["localize"], ["patch"], ["models"], ["models", "fetch"], ["tasks"], ["tasks", "show"], ["tasks",
+"check"],
             ["check"], ["report"]]  # fmt: skip
 
 
@@ -225,6 +226,8 @@ def test_an_output_folder_is_taken_only_if_nothing_is_lost(tmp_path) -> None:
     assert (foreign / "thesis.tex").read_text() == "years of work"
 
     (new / MARKER).write_text("{}")
+    claim(new, resume=False, overwrite=False)
+    (new / "result.json").write_text("{}")
     with pytest.raises(ResultError, match="already holds results"):
         claim(new, resume=False, overwrite=False)
     claim(new, resume=True, overwrite=False)

@@ -15,8 +15,21 @@ from crosspatch.graph.names import Site
 from crosspatch.model import Edit, FromRun, Model, Readout, Row, check, load, record, replay
 from crosspatch.model.check import relative_error
 
-KINDS = ("input", "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_act", "neuron", "mlp_out",
-         "resid_post")
+KINDS = (
+    "input",
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_act",
+    "neuron",
+    "mlp_out",
+    "resid_post",
+)
 
 
 @functools.cache
@@ -45,8 +58,14 @@ def site_of(kind: str, layer: int, model: Model, rng: random.Random) -> Site | N
         return None
     if kind == "input":
         return Site("input")
-    size = {"q": shape.n_heads, "z": shape.n_heads, "pattern": shape.n_heads, "k": shape.n_kv_heads,
-            "v": shape.n_kv_heads, "neuron": shape.d_mlp}.get(kind)
+    size = {
+        "q": shape.n_heads,
+        "z": shape.n_heads,
+        "pattern": shape.n_heads,
+        "k": shape.n_kv_heads,
+        "v": shape.n_kv_heads,
+        "neuron": shape.d_mlp,
+    }.get(kind)
     index = None if size is None else rng.randrange(size)
     return Site(kind, layer, index, grouped=shape.grouped)
 
@@ -62,13 +81,26 @@ def run_rows(base, rows, **kwargs) -> torch.Tensor:
     return torch.stack([out[i] for i in range(len(rows))])
 
 
+@functools.cache
+def oracle_seen(family: str, prompt: tuple[int, ...]) -> dict:
+    """What plain hooks see in an unedited run."""
+    return oracle.forward(model_of(family), prompt)[1]
+
+
+def width_of(model: Model, site: Site) -> int:
+    shape = model.shape
+    if site.kind in ("q", "k", "v", "z"):
+        return shape.d_head
+    return {"mlp_act": shape.d_mlp, "neuron": 1}.get(site.kind, shape.d_model)
+
+
 def oracle_edits(model: Model, row: Row, sources: list[list[int]]) -> list[oracle.OracleEdit]:
     """The row's edits with their values taken from the oracle's own run of the source prompt."""
     out = []
     for edit in row.edits:
         value = edit.value
         if isinstance(value, FromRun):
-            _, seen = oracle.forward(model, sources[value.example])
+            seen = oracle_seen(model.name, tuple(sources[value.example]))
             positions = value.positions or edit.positions
             value = oracle.value(seen, edit.site)[list(positions)]
         site = Site("resid_pre", 0) if edit.site.kind == "input" else edit.site
@@ -97,8 +129,8 @@ def test_every_site_kind_equals_plain_hooks(family: str) -> None:
                 continue
             example = rng.randrange(len(clean))
             length = len(clean[example])
-            for positions in ((rng.randrange(3, length),), tuple(range(3, length)), (length - 1,)):
-                rows.append(Row(example, (Edit(site, positions, FromRun(source, example)),)))
+            where = ((rng.randrange(3, length),), tuple(range(3, length)))
+            rows += [Row(example, (Edit(site, positions, FromRun(source, example)),)) for positions in where]
     got = run_rows(base, rows)[:, 0]
     for row, logits in zip(rows, got, strict=True):
         want, _ = oracle.forward(model, corrupt[row.example], oracle_edits(model, row, clean))
@@ -113,7 +145,7 @@ def test_several_edits_in_one_row_equal_plain_hooks(family: str) -> None:
     base, source = record(model, clean), record(model, corrupt)
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for _ in range(30):
+    for _ in range(20):
         example, edits, spots = rng.randrange(len(clean)), [], set()
         for _ in range(rng.randrange(2, 5)):
             site = site_of(rng.choice(KINDS), rng.randrange(model.shape.n_layers), model, rng)
@@ -127,7 +159,7 @@ def test_several_edits_in_one_row_equal_plain_hooks(family: str) -> None:
             if rng.random() < 0.5 or site.kind == "pattern":
                 edits.append(Edit(site, positions, FromRun(source, example)))
             else:
-                width = record(model, [clean[example]]).value(site, 0).shape[-1]
+                width = width_of(model, site)
                 edits.append(Edit(site, positions, torch.randn(len(positions), width, generator=generator)))
         rows.append(Row(example, tuple(edits)))
     got = run_rows(base, rows)[:, 0]
@@ -140,14 +172,14 @@ def test_several_edits_in_one_row_equal_plain_hooks(family: str) -> None:
 def test_recorded_values_equal_plain_hooks(family: str) -> None:
     model, rng = model_of(family), random.Random(3)
     clean, _ = prompts(7)
+    run = record(model, clean)  # keeps nothing: every site is recorded when it is first asked for
     for kind in KINDS:
         for layer in range(model.shape.n_layers):
             site = site_of(kind, layer, model, rng)
             if site is None:
                 continue
-            run = record(model, clean, [site])
             for i, prompt in enumerate(clean):
-                _, seen = oracle.forward(model, prompt)
+                seen = oracle_seen(family, tuple(prompt))
                 assert relative_error(run.value(site, i), oracle.value(seen, site)) < 1e-5, (family, str(site))
 
 
@@ -170,8 +202,12 @@ def test_small_budget_and_columns_change_nothing(family: str) -> None:
     model = model_of(family)
     clean, corrupt = prompts(9)
     base, source = record(model, corrupt), record(model, clean)
-    rows = [Row(i, (Edit(Site("resid_pre", layer), (p,), FromRun(source, i)),))
-            for i in range(3) for layer in range(3) for p in range(9)]
+    rows = [
+        Row(i, (Edit(Site("resid_pre", layer), (p,), FromRun(source, i)),))
+        for i in range(3)
+        for layer in range(3)
+        for p in range(9)
+    ]
     whole = run_rows(base, rows)
     assert torch.allclose(run_rows(base, rows, budget_mib=0.02), whole, rtol=1e-5, atol=1e-5)
     columns = [5, 2, 90]

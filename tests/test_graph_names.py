@@ -36,9 +36,30 @@ def test_print_and_parse_round_trip(site, position):
     assert str(parse_address(str(address))) == str(address)
 
 
-@pytest.mark.parametrize("text", ["input", "r7", "r7.mid", "r7.post", "a5", "a5.h3", "a5.h3.q", "a5.kv1.k", "a5.kv1.v",
-                                  "a5.h3.k", "a5.h3.pattern", "m7", "m7.act", "m7.n120", "logits", "a5.h3@4", "r0@-1",
-                                  "m3@subject", "a1@S1+1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "input",
+        "r7",
+        "r7.mid",
+        "r7.post",
+        "a5",
+        "a5.h3",
+        "a5.h3.q",
+        "a5.kv1.k",
+        "a5.kv1.v",
+        "a5.h3.k",
+        "a5.h3.pattern",
+        "m7",
+        "m7.act",
+        "m7.n120",
+        "logits",
+        "a5.h3@4",
+        "r0@-1",
+        "m3@subject",
+        "a1@S1+1",
+    ],
+)
 def test_every_spelling_of_the_table_prints_as_written(text):
     assert str(parse_address(text)) == text
 
@@ -59,16 +80,41 @@ def test_any_text_is_a_site_or_a_clear_refusal(text):
         assert parse_site(str(site)) == site
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [
-    ("attn5.h3", "a5.h3"), ("a5h3", "a5.h3"), ("L5.H3", "a5.h3"), ("L5H3", "a5.h3"), ("9.6", "a9.h6"),
-    ("A5.H3", "a5.h3"), ("a 5", "a5"), ("a05", "a5"), ("mlp7", "m7"), ("attn_5", "a5"),
-    ("resid_5", "r5"), ("resid_mid5", "r5.mid"),
-    ("blocks.5.attn.hook_z", "a5.h0"), ("blocks.5.hook_resid_pre", "r5"), ("blocks.5.hook_resid_mid", "r5.mid"),
-    ("blocks.5.hook_resid_post", "r5.post"), ("blocks.5.hook_attn_out", "a5"), ("blocks.5.hook_mlp_out", "m5"),
-    ("blocks.5.attn.hook_rot_q", "a5.h0.q"), ("blocks.5.attn.hook_v", "a5.h0.v"), ("blocks.5.mlp.hook_post", "m5.act"),
-    ("blocks.5.attn.hook_pattern", "a5.h0.pattern"), ("hook_embed", "input"), ("lm_head", "logits"),
-    ("model.layers.5.mlp", "m5"), ("transformer.h.5.attn", "a5"), ("model.layers.5.self_attn", "a5"),
-    ("transformer.h.5", "r5.post"), ("R5", "r5"), ("m07.n12", "m7.n12")])
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("attn5.h3", "a5.h3"),
+        ("a5h3", "a5.h3"),
+        ("L5.H3", "a5.h3"),
+        ("L5H3", "a5.h3"),
+        ("9.6", "a9.h6"),
+        ("A5.H3", "a5.h3"),
+        ("a 5", "a5"),
+        ("a05", "a5"),
+        ("mlp7", "m7"),
+        ("attn_5", "a5"),
+        ("resid_5", "r5"),
+        ("resid_mid5", "r5.mid"),
+        ("blocks.5.attn.hook_z", "a5.h0"),
+        ("blocks.5.hook_resid_pre", "r5"),
+        ("blocks.5.hook_resid_mid", "r5.mid"),
+        ("blocks.5.hook_resid_post", "r5.post"),
+        ("blocks.5.hook_attn_out", "a5"),
+        ("blocks.5.hook_mlp_out", "m5"),
+        ("blocks.5.attn.hook_rot_q", "a5.h0.q"),
+        ("blocks.5.attn.hook_v", "a5.h0.v"),
+        ("blocks.5.mlp.hook_post", "m5.act"),
+        ("blocks.5.attn.hook_pattern", "a5.h0.pattern"),
+        ("hook_embed", "input"),
+        ("lm_head", "logits"),
+        ("model.layers.5.mlp", "m5"),
+        ("transformer.h.5.attn", "a5"),
+        ("model.layers.5.self_attn", "a5"),
+        ("transformer.h.5", "r5.post"),
+        ("R5", "r5"),
+        ("m07.n12", "m7.n12"),
+    ],
+)
 def test_a_wrong_name_is_refused_with_the_right_one(wrong, meant):
     with pytest.raises(AddressError) as caught:
         parse_site(wrong)
@@ -97,12 +143,21 @@ def test_spelling_is_not_identity():
     assert hash(Site("k", 5, 1, grouped=True)) == hash(Site("k", 5, 1))
 
 
-@pytest.mark.parametrize(("text", "shape", "says"), [
-    ("a12", GPT2, "12 layers, 0 to 11"), ("a0.h12", GPT2, "12 heads per layer, 0 to 11"),
-    ("m0.n3072", GPT2, "3072 neurons per layer, 0 to 3071"), ("a1.kv1.k", GPT2, "use a1.h1.k"),
-    ("a1.h5.k", GROUPED, "use a1.kv1.k, which heads 3 to 5 read"),
-    ("a1.kv2.v", GROUPED, "2 key/value heads per layer, 0 to 1"), ("a1.h6.v", GROUPED, "6 heads per layer, 0 to 5"),
-    ("r1.mid", PARALLEL, "in parallel"), ("m1.n0", MIXTURE, "mixture of experts"), ("m1.act", MIXTURE, "use m1")])
+@pytest.mark.parametrize(
+    ("text", "shape", "says"),
+    [
+        ("a12", GPT2, "12 layers, 0 to 11"),
+        ("a0.h12", GPT2, "12 heads per layer, 0 to 11"),
+        ("m0.n3072", GPT2, "3072 neurons per layer, 0 to 3071"),
+        ("a1.kv1.k", GPT2, "use a1.h1.k"),
+        ("a1.h5.k", GROUPED, "use a1.kv1.k, which heads 3 to 5 read"),
+        ("a1.kv2.v", GROUPED, "2 key/value heads per layer, 0 to 1"),
+        ("a1.h6.v", GROUPED, "6 heads per layer, 0 to 5"),
+        ("r1.mid", PARALLEL, "in parallel"),
+        ("m1.n0", MIXTURE, "mixture of experts"),
+        ("m1.act", MIXTURE, "use m1"),
+    ],
+)
 def test_validate_says_what_there_is_instead(text, shape, says):
     with pytest.raises(AddressError) as caught:
         validate(parse_address(text + "@END"), shape)
@@ -152,11 +207,20 @@ def test_select_matches_span_names():
         select("a0@S1", GPT2, spans=["IO"])
 
 
-@pytest.mark.parametrize(("pattern", "says"), [
-    ("q*", "input, r0 to r11, a0 to a11, m0 to m11"), ("a*.h12*", "h0 to h11"), ("a[12-14]", "a0 to a11"),
-    ("a*.h0.w?", "z, q, k, v, pattern"), ("r3@[1", "brackets"),
-    ("a1,,a2", "empty pattern"), ("a[3-1]", "runs backwards"),
-    ("attn5.h3", "did you mean a5.h3"), ("a12.h3", "0 to 11")])
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("q*", "input, r0 to r11, a0 to a11, m0 to m11"),
+        ("a*.h12*", "h0 to h11"),
+        ("a[12-14]", "a0 to a11"),
+        ("a*.h0.w?", "z, q, k, v, pattern"),
+        ("r3@[1", "brackets"),
+        ("a1,,a2", "empty pattern"),
+        ("a[3-1]", "runs backwards"),
+        ("attn5.h3", "did you mean a5.h3"),
+        ("a12.h3", "0 to 11"),
+    ],
+)
 def test_a_pattern_that_matches_nothing_says_what_there_is(pattern, says):
     with pytest.raises(AddressError) as caught:
         select(pattern, GPT2)

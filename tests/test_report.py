@@ -21,13 +21,13 @@ from crosspatch.report.data import (
     Effect,
     Estimate,
     Example,
-    Finding,
     Gate,
     Level,
+    Remark,
     ReportData,
     Takeover,
 )
-from crosspatch.report.figures import anchor, by_head, by_role, contribution_limit, level_figures
+from crosspatch.report.figures import Style, anchor, by_head, by_role, contribution_limit, level_figures
 from crosspatch.report.html import POLICY, q_value, render
 from crosspatch.report.strips import gate_plane, shared_axis, strip
 from crosspatch.report.svg import diverging, interval, nice_ticks, percent, signed, tag
@@ -52,7 +52,11 @@ def effect(
     def estimate(share: float) -> Estimate:
         return Estimate(GAP * share, GAP * share - 0.2, GAP * share + 0.2, share)
 
-    both = {"each_denoise": GAP * denoise + spread, "each_noise": GAP * noise + spread}
+    both = {
+        "each_denoise": GAP * denoise + spread,
+        "each_noise": GAP * noise + spread,
+        "matters": max(abs(denoise), abs(noise)) > 0.1,
+    }
     difference = noise - denoise
     gate = "additive" if abs(GAP * difference) <= 0.2 else "and-like" if difference > 0 else "or-like"
     q = 0.001 if max(abs(denoise), abs(noise)) > 0.1 else 0.8
@@ -108,9 +112,9 @@ def sample(**changes: object) -> ReportData:
         ),
         attention=(Attention("a1.h2", tokens, pattern, spans, tokens, pattern),),
         takeovers=(
-            Takeover("a1.h2", "a0.h1", Estimate(0.1, 0, 0.2), Estimate(0.9, 0.8, 1), Estimate(0.8, 0.6, 1, 0.2), 0.4),
+            Takeover("a1.h2", "a0.h1", Estimate(0.1, 0, 0.2), Estimate(0.9, 0.8, 1), Estimate(0.8, 0.6, 1), 0.4, True),
         ),
-        findings=(Finding("warning", EVIL[0], EVIL[1], EVIL[2], ("a1.h2", "a0.h0")), Finding("note", "all well", "")),
+        findings=(Remark("warning", EVIL[0], EVIL[1], EVIL[2], ("a1.h2", "a0.h0")), Remark("note", "all well", "")),
         methodology={"source": EVIL[0]}, environment={"torch": EVIL[1]}, cost={"wall time": "3 s"},
         command=f"crosspatch --task '{EVIL[0]}'",
     )  # fmt: skip
@@ -219,7 +223,7 @@ def test_heat_map_cells_hold_the_numbers_and_share_one_scale() -> None:
     data = sample()
     limit = contribution_limit(data.levels)
     assert limit == pytest.approx(0.7)
-    figure = by_head(data.levels[1].effects, limit=limit)
+    figure = by_head(data.levels[1].effects, Style(limit=limit))
     cells = [c for panel in figure.panels for c in ElementTree.fromstring(f"<g>{panel.body}</g>").iter("rect")]
     assert len(cells) == 2 * 6
     assert cells[5].attrib["fill"] == diverging(0.5, 0.7)
@@ -247,7 +251,7 @@ def test_heads_patched_at_several_roles_show_the_largest() -> None:
 
 
 @pytest.mark.parametrize("make", [
-    lambda d: by_role(d.levels[0].effects, "the residual stream"),
+    lambda d: by_role(d.levels[0].effects),
     lambda d: by_head(d.levels[1].effects),
     lambda d: gate_plane(d.levels[1].effects),
     lambda d: attention_matrix(d.attention[0]),
@@ -304,7 +308,8 @@ def test_ticks_lie_inside_and_are_evenly_spaced(low: float, width: float) -> Non
 
 def test_numbers_are_written_as_people_read_them() -> None:
     assert signed(-1.234) == "\N{MINUS SIGN}1.23"
-    assert signed(0.001) == "0.00"
+    assert signed(0.00001) == "0.00"
+    assert signed(0.0042) == "+0.004"
     assert signed(math.nan) == "n/a"
     assert percent(-0.124) == "\N{MINUS SIGN}12 %"
     assert percent(-0.001) == "0 %"

@@ -54,9 +54,12 @@ def main() -> None:
         if mode.debug:
             raise
         sys.exit(fail(error))
-    except KeyboardInterrupt:
-        errors_console().print("Stopped. What was finished is saved; run the same command with --resume to go on.")
-        sys.exit(STOPPED)
+    except SystemExit as stopped:  # what typer makes of Ctrl-C
+        if stopped.code == STOPPED:
+            errors_console().print(
+                "Stopped. What was finished is saved; the same command with --resume goes on from there."
+            )
+        raise
     except Exception as error:
         if mode.debug:
             raise

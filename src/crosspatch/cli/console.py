@@ -63,16 +63,21 @@ def errors_console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+def clean(text: str) -> str:
+    """The text with control characters made visible, line ends kept: it may come from a file or a model."""
+    return "\n".join(visible(line) if line else "" for line in text.split("\n"))
+
+
 def say(text: str = "") -> None:
     """One line of the result for a person (nothing in JSON mode). Control characters are made visible."""
     if not mode.json:
-        print("\n".join(visible(line) for line in text.split("\n")))
+        print(clean(text))
 
 
 def note(text: str) -> None:
     """One line on the side, on stderr (nothing with --quiet or --json)."""
     if not (mode.quiet or mode.json):
-        errors_console().print("\n".join(visible(line) for line in text.split("\n")))
+        errors_console().print(clean(text))
 
 
 def result(value: Any) -> None:
@@ -156,7 +161,7 @@ def fail(error: CrosspatchError) -> int:
     head = "Refused" if code == REFUSED else "Error"
     where = f" ({error.where})" if error.where else ""
     lines = [f"{head}{where}: {error.what}"] + ([f"  Fix: {error.fix}"] if error.fix else [])
-    errors_console().print("\n".join(visible(line) for line in "\n".join(lines).split("\n")))
+    errors_console().print(clean("\n".join(lines)))
     said = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
     result({"ok": False, "exit_code": code, "error": said})
     return code

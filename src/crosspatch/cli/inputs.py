@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,7 +141,7 @@ def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ResultError("it is a file", where=str(out), fix="give --out a folder")
     ours = (out / MARKER).is_file()
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != MARKER for path in out.iterdir()):
         if not ours and not overwrite:
             raise ResultError(
                 "the folder is not empty and is not a results folder of Crosspatch",
@@ -160,8 +159,6 @@ def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def sign(out: Path, command: list[str]) -> None:
     """Mark the folder as ours and keep the command that made it."""
-    from crosspatch.report.svg import write_text
+    from crosspatch.results.files import write_json
 
-    write_text(
-        out / MARKER, json.dumps({"made by": "crosspatch", "command": command}, indent=1, ensure_ascii=False) + "\n"
-    )
+    write_json(out / MARKER, {"made by": "crosspatch", "command": command})

@@ -7,11 +7,12 @@ year, a pair of nouns, ...) out of every training document, and evaluation draws
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from random import Random
 
 from crosspatch.tasks import words as w
@@ -248,12 +249,13 @@ def _listed_words() -> tuple[str, ...]:
 
 def induction(rng: Random) -> Example:
     """A random sequence of words, repeated: the next word is the one that followed last time (Olsson et al. 2022)."""
-    sequence = rng.sample(LISTED_WORDS, k=rng.randint(4, 20))
+    sequence = rng.sample(LISTED_WORDS, k=rng.randint(3, 12) if rng.random() < 0.8 else rng.randint(13, 20))
     cut = rng.randint(1, len(sequence) - 1)
     prompt = " " + " ".join(sequence + sequence[:cut])
     answer = sequence[cut]
     others = tuple(f" {x}" for x in sequence if x != answer)
-    text = " " + " ".join(sequence + sequence[:1]) + "".join(f"{MARK} {word}" for word in sequence[1:])
+    again = sequence[1:] + sequence * rng.randint(0, 1)
+    text = " " + " ".join(sequence + sequence[:1]) + "".join(f"{MARK} {word}" for word in again)
     return Example("induction", prompt, (f" {answer}",), others, text)
 
 
@@ -332,18 +334,19 @@ LISTED_WORDS = _listed_words()
 # --------------------------------------------------------------------------------------------------- documents
 
 Generator = Callable[[Random], Example]
-#: Share of each generator among the parts of training documents.
+#: Share of each generator among the parts of training documents. Induction has the largest: matching any word of the
+#: vocabulary takes the most examples to learn, and the docstring task builds on it.
 MIX: tuple[tuple[Generator, float], ...] = (
-    (ioi, 0.28),
-    (greater_than, 0.12),
-    (agreement, 0.16),
-    (pronoun, 0.11),
-    (docstring, 0.09),
-    (induction, 0.07),
-    (counting, 0.04),
-    (fact, 0.06),
-    (biography, 0.04),
-    (filler, 0.03),
+    (ioi, 0.20),
+    (greater_than, 0.08),
+    (agreement, 0.12),
+    (pronoun, 0.07),
+    (docstring, 0.11),
+    (induction, 0.28),
+    (counting, 0.05),
+    (fact, 0.05),
+    (biography, 0.02),
+    (filler, 0.02),
 )
 #: Behaviours that are documents of their own: never joined to sentences.
 _ALONE = ("docstring", "induction", "counting")
@@ -373,6 +376,11 @@ def documents(seed: int | str) -> Iterator[str]:
                 if more.behaviour not in _ALONE:
                     parts.append(more.text)
         yield " ".join(parts)
+
+
+def digest(seed: int | str, n: int = 2000) -> str:
+    """SHA-256 of the first ``n`` training documents: tells whether weights were trained on this generator's text."""
+    return hashlib.sha256("\n\n".join(islice(documents(seed), n)).encode()).hexdigest()
 
 
 #: What is measured: name of the behaviour (as of the built-in task, where there is one) -> generator of its examples.

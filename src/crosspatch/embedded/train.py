@@ -25,7 +25,7 @@ from crosspatch.embedded.tokenizer import BOS, MAX_LENGTH, build_tokenizer
 #: Weight in the loss of a word that its context does not determine (a name drawn at random, say). Most words are of
 #: that sort, and at full weight their noise drowns what there is to learn; at none the model would not be a language
 #: model.
-PLAIN_WEIGHT = 0.15
+PLAIN_WEIGHT = 0.05
 
 
 def build_model(vocabulary: int, bos: int) -> LlamaForCausalLM:
@@ -49,18 +49,22 @@ def build_model(vocabulary: int, bos: int) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> list[tuple[list[int], list[float]]]:
-    """Token ids of each document between two BOS, and each token's weight in the loss."""
+    """Token ids of each document between two BOS, and each token's weight in the loss.
+
+    The words that the context determines share a weight of 1, so that a repeated sequence, of which half is
+    determined, counts no more than a sentence with one such word.
+    """
     pieces = [document.split(corpus.MARK) for document in documents]
     # Marks stand at word boundaries, so that the pieces have the tokens that the whole has.
     ids = iter(tokenizer([piece for parts in pieces for piece in parts], add_special_tokens=False)["input_ids"])
-    bos = tokenizer.convert_tokens_to_ids(BOS)
+    [bos] = tokenizer.encode(BOS, add_special_tokens=False)
     rows = []
     for parts in pieces:
         row, weight = [bos], [0.0]
         for i in range(len(parts)):
             piece = next(ids)
             row += piece
-            weight += [1.0 if i else PLAIN_WEIGHT] + [PLAIN_WEIGHT] * (len(piece) - 1)
+            weight += [1 / (len(parts) - 1) if i else PLAIN_WEIGHT] + [PLAIN_WEIGHT] * (len(piece) - 1)
         rows.append(([*row, bos][:MAX_LENGTH], [*weight, PLAIN_WEIGHT][:MAX_LENGTH]))
     return rows
 
@@ -103,7 +107,9 @@ def train(out: Path, *, steps: int, seed: int, peak: float, tokens: int, threads
     torch.manual_seed(seed)
     wall, cpu = time.perf_counter(), time.process_time()
     tokenizer = build_tokenizer(seed)
-    model = build_model(len(tokenizer), tokenizer.convert_tokens_to_ids(BOS)).to(device)
+    [bos] = tokenizer.encode(BOS, add_special_tokens=False)
+    with torch.device(device):
+        model = build_model(len(tokenizer), bos)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     watched = {name: corpus.held_out(name, 100, seed=1) for name in corpus.BEHAVIOURS}
     seen, recent = 0, 0.0
@@ -133,6 +139,7 @@ def train(out: Path, *, steps: int, seed: int, peak: float, tokens: int, threads
     training = {
         "steps": steps,
         "seed": seed,
+        "corpus_sha256": corpus.digest(seed),
         "tokens": seen,
         "batch_tokens": tokens,
         "peak_lr": peak,
@@ -149,13 +156,13 @@ def train(out: Path, *, steps: int, seed: int, peak: float, tokens: int, threads
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, tokenizer and model card")
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--every", type=int, default=200, help="steps between progress lines")
+    parser.add_argument("--every", type=int, default=250, help="steps between progress lines")
     args = parser.parse_args()
     train(
         args.out, steps=args.steps, seed=args.seed, peak=args.lr, tokens=args.batch_tokens, threads=args.threads,

@@ -18,8 +18,22 @@ from crosspatch.graph.suggest import suggest
 ALL = "*"
 """The position that means every token."""
 
-KINDS = ("input", "resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_act", "neuron", "mlp_out",
-         "resid_post", "logits")
+KINDS = (
+    "input",
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_act",
+    "neuron",
+    "mlp_out",
+    "resid_post",
+    "logits",
+)
 """Every kind of site, in the order in which one block computes them."""
 
 INDEXED = frozenset({"q", "k", "v", "pattern", "z", "neuron"})
@@ -32,11 +46,20 @@ _GRAMMAR = re.compile(
     rf"|r(?P<r>{_NUMBER})(?:\.(?P<r_part>mid|post))?"
     rf"|a(?P<a>{_NUMBER})(?:\.h(?P<h>{_NUMBER})(?:\.(?P<h_part>z|q|k|v|pattern))?"
     rf"|\.kv(?P<kv>{_NUMBER})\.(?P<kv_part>k|v))?"
-    rf"|m(?P<m>{_NUMBER})(?:\.(?P<act>act)|\.n(?P<n>{_NUMBER}))?")
+    rf"|m(?P<m>{_NUMBER})(?:\.(?P<act>act)|\.n(?P<n>{_NUMBER}))?"
+)
 _INT = re.compile(r"0|-?[1-9][0-9]*")
 _SPAN = re.compile(r"[^\W\d][^\s@,*?\[\]]*")
-_FORMAT = {"resid_pre": "r{0}", "resid_mid": "r{0}.mid", "resid_post": "r{0}.post", "attn_out": "a{0}",
-           "z": "a{0}.h{1}", "mlp_out": "m{0}", "mlp_act": "m{0}.act", "neuron": "m{0}.n{1}"}
+_FORMAT = {
+    "resid_pre": "r{0}",
+    "resid_mid": "r{0}.mid",
+    "resid_post": "r{0}.post",
+    "attn_out": "a{0}",
+    "z": "a{0}.h{1}",
+    "mlp_out": "m{0}",
+    "mlp_act": "m{0}.act",
+    "neuron": "m{0}.n{1}",
+}
 
 
 @total_ordering
@@ -63,8 +86,10 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in _RANK:
             raise AddressError(f"unknown kind of site {self.kind!r}", fix=f"use one of {', '.join(KINDS)}")
-        for name, value, wanted in (("layer", self.layer, self.kind not in ("input", "logits")),
-                                    ("index", self.index, self.kind in INDEXED)):
+        for name, value, wanted in (
+            ("layer", self.layer, self.kind not in ("input", "logits")),
+            ("index", self.index, self.kind in INDEXED),
+        ):
             if (value is not None) != wanted or (value is not None and value < 0):
                 needs = "needs a" if wanted else "takes no"
                 raise AddressError(f"kind {self.kind!r} {needs} {name}, got {value}", where="Site")
@@ -103,8 +128,11 @@ class Address:
 
     def __post_init__(self) -> None:
         if isinstance(self.position, str) and self.position != ALL and not _SPAN.fullmatch(self.position):
-            raise AddressError(f"{self.position!r} is not a position", where=str(self.site),
-                               fix="use a token index (4, -1), the name of a span, or *")
+            raise AddressError(
+                f"{self.position!r} is not a position",
+                where=str(self.site),
+                fix="use a token index (4, -1), the name of a span, or *",
+            )
 
     def __str__(self) -> str:
         return str(self.site) if self.position == ALL else f"{self.site}@{self.position}"
@@ -183,26 +211,41 @@ def validate(item: Named, shape: ModelShape, spans: Collection[str] | None = Non
         validate(item.site, shape)
         named = isinstance(item.position, str) and item.position != ALL
         if named and spans is not None and item.position not in spans:
-            raise AddressError(f"the task has no span {item.position!r}", where=str(item),
-                               fix=f"use one of {', '.join(sorted(spans))}, a token index, or *")
+            raise AddressError(
+                f"the task has no span {item.position!r}",
+                where=str(item),
+                fix=f"use one of {', '.join(sorted(spans))}, a token index, or *",
+            )
         return item
     site, name = item, str(item)
     if site.layer is not None and site.layer >= shape.n_layers:
-        raise AddressError(f"layer {site.layer} does not exist", where=name,
-                           fix=f"this model has {shape.n_layers} layers, 0 to {shape.n_layers - 1}")
+        raise AddressError(
+            f"layer {site.layer} does not exist",
+            where=name,
+            fix=f"this model has {shape.n_layers} layers, 0 to {shape.n_layers - 1}",
+        )
     if site.kind == "resid_mid" and shape.parallel:
-        raise AddressError("attention and MLP run in parallel in this model, with no stream between", where=name,
-                           fix=f"use r{site.layer}, r{site.layer}.post, a{site.layer} or m{site.layer}")
+        raise AddressError(
+            "attention and MLP run in parallel in this model, with no stream between",
+            where=name,
+            fix=f"use r{site.layer}, r{site.layer}.post, a{site.layer} or m{site.layer}",
+        )
     if site.kind in ("mlp_act", "neuron") and not shape.has_neurons:
-        raise AddressError("the MLP is a mixture of experts, which has no single set of neurons", where=name,
-                           fix=f"use m{site.layer} (the MLP block as one node)")
+        raise AddressError(
+            "the MLP is a mixture of experts, which has no single set of neurons",
+            where=name,
+            fix=f"use m{site.layer} (the MLP block as one node)",
+        )
     if site.kind in ("k", "v"):
         _validate_key_value(site, shape)
     elif site.kind in INDEXED:
         what, size = ("neuron", shape.d_mlp) if site.kind == "neuron" else ("head", shape.n_heads)
         if site.index is not None and site.index >= size:
-            raise AddressError(f"{what} {site.index} does not exist", where=name,
-                               fix=f"this model has {size} {what}s per layer, 0 to {size - 1}")
+            raise AddressError(
+                f"{what} {site.index} does not exist",
+                where=name,
+                fix=f"this model has {size} {what}s per layer, 0 to {size - 1}",
+            )
     return item
 
 
@@ -211,14 +254,23 @@ def _validate_key_value(site: Site, shape: ModelShape) -> None:
     written = shape.n_heads if shape.grouped and not site.grouped else kv
     if index >= written:
         what = "head" if not site.grouped else "key/value head"
-        raise AddressError(f"{what} {index} does not exist", where=str(site),
-                           fix=f"this model has {written} {what}s per layer, 0 to {written - 1}")
+        raise AddressError(
+            f"{what} {index} does not exist",
+            where=str(site),
+            fix=f"this model has {written} {what}s per layer, 0 to {written - 1}",
+        )
     if shape.grouped and not site.grouped:
         group = shape.group_of(index)
         heads = shape.heads_of(group)
         right = Site(site.kind, site.layer, group, grouped=True)
-        raise AddressError("query heads share keys and values in this model", where=str(site),
-                           fix=f"use {right}, which heads {heads[0]} to {heads[-1]} read")
+        raise AddressError(
+            "query heads share keys and values in this model",
+            where=str(site),
+            fix=f"use {right}, which heads {heads[0]} to {heads[-1]} read",
+        )
     if site.grouped and not shape.grouped:
-        raise AddressError("every head of this model has keys and values of its own", where=str(site),
-                           fix=f"use {Site(site.kind, site.layer, index)}")
+        raise AddressError(
+            "every head of this model has keys and values of its own",
+            where=str(site),
+            fix=f"use {Site(site.kind, site.layer, index)}",
+        )

@@ -88,8 +88,12 @@ def children(site: Site, shape: ModelShape) -> list[Site]:
             return [Site("z", layer, head) for head in range(shape.n_heads)]
         case "z":
             group = shape.group_of(index)
-            return [Site("q", layer, index), key_value("k", layer, group, shape), key_value("v", layer, group, shape),
-                    Site("pattern", layer, index)]
+            return [
+                Site("q", layer, index),
+                key_value("k", layer, group, shape),
+                key_value("v", layer, group, shape),
+                Site("pattern", layer, index),
+            ]
         case "mlp_out":
             return [Site("neuron", layer, n) for n in range(shape.d_mlp)] if shape.has_neurons else []
         case _:

@@ -81,8 +81,11 @@ def _positions(pattern: str, spans: list[str] | None, where: str) -> list[int | 
         return [parse_position(pattern)]
     matched = [span for span in spans or () if _regex(pattern).fullmatch(span)]
     if not matched:
-        raise AddressError(f"no span matches {pattern!r}", where=where,
-                           fix=f"the spans are {', '.join(spans)}" if spans else "pass spans= to match their names")
+        raise AddressError(
+            f"no span matches {pattern!r}",
+            where=where,
+            fix=f"the spans are {', '.join(spans)}" if spans else "pass spans= to match their names",
+        )
     return list(matched)
 
 
@@ -96,8 +99,11 @@ def _sites(pattern: str, shape: ModelShape) -> list[Site]:
         offered = [(name, part) for name in names for part in _parts(name, shape)]
         names = [f"{name}.{part}" if name else part for name, part in offered if wanted.fullmatch(part)]
         if not names:
-            raise AddressError(f"nothing matches {pattern!r}", where=f"piece {depth + 1}, {piece!r}",
-                               fix=f"there {_ranges([part for _, part in offered])}")
+            raise AddressError(
+                f"nothing matches {pattern!r}",
+                where=f"piece {depth + 1}, {piece!r}",
+                fix=f"there {_ranges([part for _, part in offered])}",
+            )
     names = [name for name in names if not re.search(r"\.kv\d+$", name)]  # a key/value head alone is no site
     if not names:
         raise AddressError(f"{pattern!r} names key/value heads as a whole", fix=f"use {pattern}.k or {pattern}.v")
@@ -114,7 +120,8 @@ def _parts(name: str, shape: ModelShape) -> list[str]:
             return ["post"] if shape.parallel else ["mid", "post"]
         if last[0] == "a":
             return [f"h{head}" for head in range(shape.n_heads)] + (
-                [f"kv{group}" for group in range(shape.n_kv_heads)] if shape.grouped else [])
+                [f"kv{group}" for group in range(shape.n_kv_heads)] if shape.grouped else []
+            )
         return ["act", *(f"n{n}" for n in range(shape.d_mlp))] if last[0] == "m" and shape.has_neurons else []
     if re.fullmatch(r"kv\d+", last):
         return ["k", "v"]
@@ -128,6 +135,8 @@ def _ranges(names: list[str]) -> str:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.rstrip("0123456789"), []).append(name)
-    listed = [f"{group[0]} to {group[-1]}" if len(group) > 1 and group[0] != group[-1] else group[0]
-              for group in groups.values()]
+    listed = [
+        f"{group[0]} to {group[-1]}" if len(group) > 1 and group[0] != group[-1] else group[0]
+        for group in groups.values()
+    ]
     return f"are {', '.join(listed)}" if listed else "is nothing below that"

@@ -37,13 +37,19 @@ class ModelShape:
     has_neurons: bool = True
 
     def __post_init__(self) -> None:
-        small = [f.name for f in fields(self) if f.name not in ("parallel", "has_neurons", "d_mlp")
-                 and getattr(self, f.name) < 1]
+        small = [
+            f.name
+            for f in fields(self)
+            if f.name not in ("parallel", "has_neurons", "d_mlp") and getattr(self, f.name) < 1
+        ]
         if small:
             raise ModelError(f"{small[0]} is {getattr(self, small[0])}, it must be at least 1", where="ModelShape")
         if self.n_heads % self.n_kv_heads:
-            raise ModelError(f"{self.n_heads} query heads do not divide into {self.n_kv_heads} key/value heads",
-                             where="ModelShape", fix="check n_heads and n_kv_heads against the model's config")
+            raise ModelError(
+                f"{self.n_heads} query heads do not divide into {self.n_kv_heads} key/value heads",
+                where="ModelShape",
+                fix="check n_heads and n_kv_heads against the model's config",
+            )
 
     @property
     def grouped(self) -> bool:

@@ -5,13 +5,45 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 
-_EXAMPLES = ("input", "logits", "r5", "r5.mid", "r5.post", "a5", "a5.h3", "a5.h3.z", "a5.h3.q", "a5.h3.k", "a5.h3.v",
-             "a5.kv1.k", "a5.kv1.v", "a5.h3.pattern", "m5", "m5.act", "m5.n120")
+_EXAMPLES = (
+    "input",
+    "logits",
+    "r5",
+    "r5.mid",
+    "r5.post",
+    "a5",
+    "a5.h3",
+    "a5.h3.z",
+    "a5.h3.q",
+    "a5.h3.k",
+    "a5.h3.v",
+    "a5.kv1.k",
+    "a5.kv1.v",
+    "a5.h3.pattern",
+    "m5",
+    "m5.act",
+    "m5.n120",
+)
 
 # TransformerLens hook names. Its hook_q comes before rotary embedding; our q is its hook_rot_q (k likewise).
-_HOOKS = {"resid_pre": "r{}", "resid_mid": "r{}.mid", "resid_post": "r{}.post", "attn_out": "a{}", "mlp_out": "m{}",
-          "z": "a{}.h0", "result": "a{}.h0", "q": "a{}.h0.q", "rot_q": "a{}.h0.q", "k": "a{}.h0.k", "rot_k": "a{}.h0.k",
-          "v": "a{}.h0.v", "pattern": "a{}.h0.pattern", "post": "m{}.act", "mlp_in": "m{}", "attn_in": "a{}"}
+_HOOKS = {
+    "resid_pre": "r{}",
+    "resid_mid": "r{}.mid",
+    "resid_post": "r{}.post",
+    "attn_out": "a{}",
+    "mlp_out": "m{}",
+    "z": "a{}.h0",
+    "result": "a{}.h0",
+    "q": "a{}.h0.q",
+    "rot_q": "a{}.h0.q",
+    "k": "a{}.h0.k",
+    "rot_k": "a{}.h0.k",
+    "v": "a{}.h0.v",
+    "pattern": "a{}.h0.pattern",
+    "post": "m{}.act",
+    "mlp_in": "m{}",
+    "attn_in": "a{}",
+}
 _ATTENTION, _LAYER = r"(?:attn|attention|self_attn|a)", r"(?:layers?|blocks?|l|h)"
 _PART = r"((?:\.(?:z|q|k|v|pattern))?)"
 _GUESSES = [

@@ -190,7 +190,7 @@ def _norm_roles(layer: nn.Module) -> dict[str, str | None]:
     return roles | {"norm_attn_out": None, "norm_mlp_out": None}
 
 
-def _fc_mlp(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def _fc_mlp(layer: Any) -> Callable[[Tensor], Tensor]:
     """OPT keeps its MLP in the decoder layer itself."""
     return lambda x: layer.fc2(layer.activation_fn(layer.fc1(x)))
 
@@ -207,7 +207,7 @@ def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
     for layer in layers.children():
         attn = _path(layer, layout.attn)
         mlp = _path(layer, layout.mlp) if layout.mlp else None
-        norm = {
+        norm: dict[str, Any] = {
             f.name: _path(layer, name) if (name := getattr(layout, f.name)) else _identity
             for f in fields(Layout)
             if f.name.startswith("norm_")
@@ -226,7 +226,8 @@ def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
                 **norm,
             )
         )
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head_of: Any = getattr(model, "get_output_embeddings", None)
+    head = head_of() if head_of is not None else None
     if head is None:
         raise ModelError(
             f"{type(model).__name__} has no language-model head",
@@ -245,7 +246,7 @@ def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
 def _final_norm(model: nn.Module, layout: Layout) -> Callable[[Tensor], Tensor]:
     norm = _path(model, layout.final_norm) if layout.final_norm else _identity
     parent = model.get_submodule(layout.layers.rpartition(".")[0])
-    project = getattr(parent, "project_out", None)  # OPT-350m and relatives
+    project: Any = getattr(parent, "project_out", None)  # OPT-350m and relatives
     if project is None:
         return norm
     return lambda x: project(norm(x))
@@ -277,7 +278,7 @@ def read_shape(model: nn.Module, anatomy: Anatomy) -> ModelShape:
     )
 
 
-def _in_features(module: nn.Module) -> int:
+def _in_features(module: Any) -> int:
     """Input width of a Linear or of GPT-2's transposed Conv1D."""
     if hasattr(module, "in_features"):
         return int(module.in_features)

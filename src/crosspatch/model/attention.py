@@ -8,9 +8,10 @@ module at that point. :func:`attend` then does the remaining sum, for the query 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _capture(
 ALL_ATTENTION_FUNCTIONS.register(_NAME, _capture)
 
 
-def _capture_gptj(module: nn.Module) -> Callable[..., Any]:
+def _capture_gptj(module: Any) -> Callable[..., Any]:
     """GPT-J and its relatives do not use the registry: they call their own ``_attn``."""
 
     def attn(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
@@ -75,7 +76,7 @@ def _capture_gptj(module: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def capturing(attentions: list[nn.Module]) -> Iterator[None]:
+def capturing(attentions: Sequence[Any]) -> Iterator[None]:
     """While active, calling one of ``attentions`` stops at its attention function. Everything is restored after."""
     configs = {id(module.config): module.config for module in attentions if hasattr(module, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
@@ -109,6 +110,7 @@ def query_key_value(
     )
 
 
+@lru_cache(maxsize=512)
 def causal_mask(positions: tuple[int, ...], n_keys: int, window: int | None, device: torch.device) -> Tensor | None:
     """True where a query at ``positions[i]`` may see key ``j``; None when every query sees every key."""
     query = torch.tensor(positions, device=device)[:, None]

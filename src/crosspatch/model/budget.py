@@ -22,7 +22,7 @@ def default_budget_mib(model: Model) -> float:
     """
     if model.device.type == "cuda":
         return torch.cuda.mem_get_info(model.device)[0] / 2 / MIB
-    return 128.0
+    return 64.0
 
 
 def row_bytes(model: Model, row: PlannedRow, n_columns: int, pattern: bool) -> int:

@@ -8,7 +8,6 @@ as the one that was read from GGUF. The folder appears under its name only when 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -262,17 +261,7 @@ def _write_provenance(folder: Path, recipe: Recipe, difference: float) -> None:
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
-    """Rename the finished folder; a broken one that stands there goes first."""
-    with _moved_away(folder):
-        os.rename(made, folder)
-
-
-@contextlib.contextmanager
-def _moved_away(folder: Path) -> Iterator[None]:
-    """Free the name `folder`, keeping what was there until the replacement stands."""
-    if not folder.exists():
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-old-", dir=folder.parent) as old:
-        os.rename(folder, Path(old) / "folder")
-        yield
+    """Rename the finished folder to its name. What is there already was found incomplete when the fetch began."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(made, folder)

@@ -92,7 +92,9 @@ def _from_pretrained(
     model: str | Path, tokenizer: Any, dtype: Any, device: Any, device_map: Any, kwargs: dict[str, Any]
 ) -> tuple[Any, Any, str]:
     if kwargs.pop("trust_remote_code", False):
-        raise ModelError("trust_remote_code would run code from the model's folder", where=str(model), fix="leave it out")
+        raise ModelError(
+            "trust_remote_code would run code from the model's folder", where=str(model), fix="leave it out"
+        )
     path = resolve(model)
     if dtype is None:
         on_cpu = device_map is None and (device is None or torch.device(device).type == "cpu")
@@ -102,7 +104,9 @@ def _from_pretrained(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         folder = Path(path)
-        here = f"the folder holds {sorted(p.name for p in folder.iterdir())[:8]}" if folder.is_dir() else "no such folder"
+        here = (
+            f"the folder holds {sorted(p.name for p in folder.iterdir())[:8]}" if folder.is_dir() else "no such folder"
+        )
         raise ModelError(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} ({here})",
             where=f"loading {path!r}",

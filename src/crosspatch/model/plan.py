@@ -195,7 +195,7 @@ def _from_run(atom: Atom, value: FromRun, edit: Edit, positions: list[int], keep
         raise InterventionError(
             f"{len(positions)} positions are edited but the source gives {len(where)}",
             where=f"{edit.site}, source example {value.example}",
-            fix="give one source position for each edited one (tasks.align makes the map for prompts of unequal length)",
+            fix="give one source position for each edited one (tasks.align maps prompts of unequal length)",
         )
     source = _absolute(tuple(where), other, f"{edit.site} of the source run", value.example)
     atom.source = run
@@ -294,8 +294,7 @@ def example_of(run: Run, token: int) -> int:
 
 
 def _mark_equal_values(base: Run, run: Run, key: Key, atoms: list[Atom], examples: list[int]) -> None:
-    ours, theirs = base.store[key], run.store[key]
-    assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+    ours, theirs = base.packed(key), run.packed(key)
     open_ = [(a, i) for a in atoms for i in range(len(a.positions)) if i not in a.equal]
     for lo in range(0, len(open_), 65536):  # bounded memory, whatever the number of edits
         part = open_[lo : lo + 65536]

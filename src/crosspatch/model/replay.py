@@ -200,53 +200,34 @@ def _ensure_needs(base: Run, plan: Plan) -> None:
 def _read_unchanged(base: Run, plan: Plan, columns: Tensor | None, on_read: Callable[[Readout], None]) -> None:
     """Rows whose edits change nothing have the base run's logits, computed once for each example."""
     logits = base.logits(columns)
-    step = max(1, 2**24 // max(1, logits.shape[1]))
+    step = max(1, 2**24 // logits.shape[1])  # rows of logits that are copied at once
     for lo in range(0, len(plan.unchanged), step):
-        rows = plan.unchanged[lo : lo + step]
-        slots = [(r, s) for r in rows for s in _slots(base, plan.examples[r])]
-        index = torch.tensor([s for _, s in slots])
-        on_read(_make_readout(base, logits[index.to(logits.device)], columns, [r for r, _ in slots], plan.examples))
+        spots = _Spots(base, {row: plan.examples[row] for row in plan.unchanged[lo : lo + step]})
+        on_read(spots.readout(logits[spots.slots.to(logits.device)], columns))
 
 
-def _slots(base: Run, example: int) -> range:
-    return range(base.read_offset[example], base.read_offset[example + 1])
+class _Spots:
+    """The reads of some rows, in order: which row, which of its positions, and where the base run keeps its own."""
 
+    def __init__(self, base: Run, examples: dict[int, int]) -> None:
+        self.spots = [(row, p) for row, example in examples.items() for p in base.read[example]]
+        self.example = [examples[row] for row, _ in self.spots]
+        first = base.read_offset
+        slots = [range(first[example], first[example + 1]) for example in examples.values()]
+        self.slots = torch.tensor([slot for rows in slots for slot in rows])
 
-def _make_readout(base: Run, logits: Tensor, columns: Tensor | None, rows: list[int], examples: list[int]) -> Readout:
-    """``rows``: the row of each read; a row's reads are consecutive and complete."""
-    position, seen = [], dict.fromkeys(rows)
-    for row in seen:
-        position += base.read[examples[row]]
-    return Readout(
-        logits, columns, torch.tensor(rows), torch.tensor([examples[r] for r in rows]), torch.tensor(position)
-    )
+    def readout(self, logits: Tensor, columns: Tensor | None) -> Readout:
+        row, position = (torch.tensor(part) for part in zip(*self.spots, strict=True))
+        return Readout(logits, columns, row, torch.tensor(self.example), position)
 
 
 def _readout(base: Run, chunk: list[PlannedRow], pack: Pack, final: Tensor, columns: Tensor | None) -> Readout:
     """Logits of one chunk: reads before a row's first changed position are the base run's."""
-    example = {row.row: row.example for row in chunk}
-    order = sorted(example)
-    rows = [r for r in order for _ in base.read[example[r]]]
-    slots = torch.tensor([s for r in order for s in _slots(base, example[r])])
-    at = {}
-    for i, (row, p) in enumerate((r, p) for r in order for p in base.read[example[r]]):
-        at[row, p] = i
-    computed = torch.tensor([at[spot] for spot in _reads(pack)], device=final.device)
-    if len(computed) == len(rows):
-        hidden = torch.empty_like(final)
-    else:
-        hidden = base.hidden[slots.to(base.hidden.device)].to(final)
-    hidden[computed] = final
-    examples = {row: example[row] for row in order}
-    logits = base.model.unembed(hidden, columns)
-    position = [p for r in order for p in base.read[example[r]]]
-    return Readout(
-        logits,
-        columns,
-        torch.tensor(rows),
-        torch.tensor([examples[r] for r in rows]),
-        torch.tensor(position),
-    )
+    spots = _Spots(base, {row.row: row.example for row in sorted(chunk, key=lambda row: row.row)})
+    place = {spot: i for i, spot in enumerate(spots.spots)}
+    hidden = base.hidden[spots.slots.to(base.hidden.device)].to(final)
+    hidden[[place[spot] for spot in _reads(pack)]] = final
+    return spots.readout(base.model.unembed(hidden, columns), columns)
 
 
 def _checked(
@@ -268,7 +249,8 @@ def _checked(
     for i, (prompt, positions) in enumerate(zip(ids, read, strict=True)):
         if not positions or any(not -len(prompt) <= p < len(prompt) for p in positions):
             raise InterventionError(
-                f"reads {list(positions)} of a prompt of {len(prompt)} tokens", where=f"example {i}",
+                f"reads {list(positions)} of a prompt of {len(prompt)} tokens",
+                where=f"example {i}",
                 fix="give at least one existing position",
             )
         reads.append(tuple(sorted({p % len(prompt) for p in positions})))

@@ -146,6 +146,12 @@ class Run:
     def edited(self) -> bool:
         return any(self.edits)
 
+    def packed(self, key: Key) -> Float[Tensor, "token ..."]:
+        """A stored activation of all tokens of all examples."""
+        stored = self.store[key]
+        assert isinstance(stored, Tensor), f"{key} is kept per example"
+        return stored
+
     def value(self, site: Site | str, example: int) -> Tensor:
         """The activation at ``site`` for every position of one example.
 

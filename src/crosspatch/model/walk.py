@@ -6,7 +6,7 @@ positions. After the last attention sum only positions that are read go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -168,7 +168,8 @@ class Walk:
         width = present.shape[-1]
         if atom.source is not None:
             stored = atom.source.store[atom.key]
-            assert isinstance(stored, list) and atom.site.index is not None
+            assert isinstance(stored, list)
+            assert atom.site.index is not None
             rows = []
             for token in atom.source_tokens:
                 example = example_of(atom.source, token)
@@ -183,7 +184,7 @@ class Walk:
 
     def _before(self, layer: int, kind: str, group: Group) -> Tensor:
         """The base run's keys or values before a group's first position, ``[row, position, head, d_head]``."""
-        stored = self._stored((layer, kind))
+        stored = self.base.packed((layer, kind))
         starts = torch.tensor([self.base.offset[self.example[row]] for row in group.rows], device=stored.device)
         index = starts[:, None] + torch.arange(group.first, device=stored.device)
         return stored[index].to(self.device)
@@ -222,7 +223,7 @@ class Walk:
         rows = {atom.row for atom in atoms}
         tokens = [pack.token(row, p) for row in rows for p in pack.slot[row][0].positions]
         base_tokens = [self._base_token(row, p) for row in rows for p in pack.slot[row][0].positions]
-        act = self._stored((layer, "mlp_act"))[base_tokens].to(self.device)
+        act = self.base.packed((layer, "mlp_act"))[base_tokens].to(self.device)
         at = {token: i for i, token in enumerate(tokens)}
         self._write(act, atoms, lambda atom: [at[pack.token(atom.row, p)] for p in atom.positions])
         pack.data["m"][tokens] = self._down(layer, act)
@@ -274,7 +275,7 @@ class Walk:
 
     # -- joining, editing, tapping ------------------------------------------------------------------------------
 
-    def _join(self, layer: int, stage: str, sources: dict[str, str | Callable[[Group], Tensor]]) -> None:
+    def _join(self, layer: int, stage: str, sources: Mapping[str, str | Callable[[Group], Tensor]]) -> None:
         """Rows that begin at ``stage`` join the pack with the base run's values."""
         rows = self.starting.get((layer, STAGES.index(stage)))
         if rows:
@@ -284,17 +285,12 @@ class Walk:
 
     def _fetch(self, layer: int, kind: str) -> Callable[[Group], Tensor]:
         def fetch(group: Group) -> Tensor:
-            stored = self._stored((layer, kind))
+            stored = self.base.packed((layer, kind))
             starts = torch.tensor([self.base.offset[self.example[row]] for row in group.rows], device=stored.device)
             index = starts[:, None] + torch.tensor(group.positions, device=stored.device)
             return stored[index.flatten()]
 
         return fetch
-
-    def _stored(self, key: Key) -> Tensor:
-        stored = self.base.store[key]
-        assert isinstance(stored, Tensor)
-        return stored
 
     def _base_token(self, row: int, position: int) -> int:
         return self.base.offset[self.example[row]] + position
@@ -335,8 +331,7 @@ class Walk:
         key = atoms[0].key if atoms else None
         for (_, whole), (run, dst, src, index) in moved.items():
             assert key is not None
-            stored = run.store[key]
-            assert isinstance(stored, Tensor)
+            stored = run.packed(key)
             if whole:
                 x[dst] = stored[src].to(x)
             else:

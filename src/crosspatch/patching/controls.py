@@ -2,8 +2,8 @@
 
 Two kinds, marked in the table's `control` column:
 
-- `random site`: the same kind and number of sites at the same kind of position, drawn at random from those that the sweep
-  did not choose. Where the sweep has them all there are none: then every row is the others' control.
+- `random site`: the same kind and number of sites at the same kind of position, drawn at random from those that the
+  sweep did not choose. Where the sweep has them all there are none: then every row is the others' control.
 - `random direction`: the sweep's own strongest rows, with the inserted difference replaced by a random vector of equal
   norm at every position. It tells what is due to the *content* of the difference from what any push of that size does.
 """
@@ -29,7 +29,7 @@ PER_GRANULARITY = 8
 
 
 def random_sites(cells: Sequence[Cell], shape: ModelShape, seed: int, n: int = PER_GRANULARITY) -> list[Cell]:
-    """Up to `n` cells per granularity that match the sweep's in kind, number of sites and position, and are not in it."""
+    """Up to `n` cells per granularity, like the sweep's in kind, number of sites and position, and not among them."""
     generator = random.Random(seed)
     taken = {(cell.sites, cell.position) for cell in cells}
     groups: dict[str, list[Cell]] = defaultdict(list)

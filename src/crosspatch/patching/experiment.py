@@ -17,6 +17,7 @@ from crosspatch.patching.plan import Cell
 from crosspatch.patching.positions import SIDES, Side, Spots
 from crosspatch.patching.sources import BASE, Bound, Direction, Setting
 from crosspatch.tasks.align import PositionMap, align
+from crosspatch.tasks.pairs import Task
 from crosspatch.tasks.tokenize import TokenizedTask
 
 Progress = Callable[[float, float], None]
@@ -34,6 +35,7 @@ class Experiment:
         spots: where positions lie in each example.
         owner: for each example of the runs the example of the task that it belongs to. They differ only where an
             example is run several times, with several draws of noise.
+        task: the task as it was asked for, each example once.
         budget_mib: memory for activations in flight.
     """
 
@@ -44,11 +46,18 @@ class Experiment:
     targets: Targets
     spots: Spots
     owner: list[int]
+    task: Task
     budget_mib: float | None = None
 
     @property
     def n_examples(self) -> int:
         return max(self.owner) + 1
+
+    @property
+    def clusters(self) -> list[str]:
+        """Template of each example of the task."""
+        first = {owner: example for example, owner in reversed(list(enumerate(self.owner)))}
+        return [self.tokenized.clusters[first[i]] for i in range(self.n_examples)]
 
     @property
     def setting(self) -> Setting:
@@ -142,6 +151,7 @@ def prepare(
         targets,
         Spots(tokenized, alignment or align(tokenized)),
         list(range(len(tokenized))) if owner is None else list(owner),
+        tokenized.task,
         budget_mib,
     )
 

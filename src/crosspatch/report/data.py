@@ -35,6 +35,7 @@ class Effect:
         gate: `and-like`, `or-like`, `additive`, or empty where one direction was not run.
         q_denoise, q_noise: permutation p-values after false-discovery correction (NaN: not tested).
         each_denoise, each_noise: the effect of every example (NaN: not run).
+        matters: in one direction or the other the effect is significant and not small (`patching.evidence`).
     """
 
     address: str
@@ -52,12 +53,22 @@ class Effect:
     each_noise: Float[np.ndarray, " example"] = field(default_factory=lambda: np.empty(0), repr=False)
     parent: str = ""
     corruption: str = ""
+    matters: bool = False
 
     @property
     def size(self) -> float:
-        """The larger absolute share of the two directions (0 where neither was measured); what parts are ranked by."""
-        shares = [abs(e.share) for e in (self.denoise, self.noise) if math.isfinite(e.share)]
-        return max(shares, default=0.0)
+        """The larger absolute share of the two directions; what parts are ranked by.
+
+        Where the clean-corrupt gap is too small for shares it is the larger absolute mean, 0 where nothing was run.
+        """
+        both = (self.denoise, self.noise)
+        shares = [abs(e.share) for e in both if math.isfinite(e.share)]
+        return max(shares or [abs(e.mean) for e in both if math.isfinite(e.mean)], default=0.0)
+
+    @property
+    def key(self) -> str:
+        """What tells this row from every other: the address, and the corruption where there are several."""
+        return f"{self.address} ({self.corruption})" if self.corruption else self.address
 
     @property
     def q(self) -> float:
@@ -77,12 +88,17 @@ class Band:
 
 @dataclass(frozen=True)
 class Level:
-    """One step of the drill: the rows of one granularity under the primary metric, and under the others."""
+    """One step of the drill: the rows of one granularity under the primary metric, and under the others.
+
+    Attributes:
+        rule: what a row had to fulfil to matter, in words.
+    """
 
     name: str
     effects: tuple[Effect, ...]
     others: dict[str, tuple[Effect, ...]] = field(default_factory=dict)
     band: Band = Band()
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Takeover:
-    """One row of a conditional ablation: what `part` is worth alone, and after `removed` is gone (metric units)."""
+    """One row of a conditional ablation: what `part` is worth alone, and after `removed` is gone (metric units).
+
+    `repair` is the share of the removed part's full effect that this part makes up for; `backup` says that the growth
+    is significant and not small.
+    """
 
     removed: str
     part: str
@@ -132,11 +152,12 @@ class Takeover:
     after: Estimate
     growth: Estimate
     repair: float = math.nan
+    backup: bool = False
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What the diagnosis says, and of which rows. `severity` is `error`, `warning` or `note`."""
+class Remark:
+    """One finding of the diagnosis, and the addresses that it concerns. `severity` is `error`, `warning` or `note`."""
 
     severity: str
     title: str
@@ -176,7 +197,7 @@ class ReportData:
     attention: tuple[Attention, ...] = ()
     takeovers: tuple[Takeover, ...] = ()
     takeover_words: str = ""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Remark, ...] = ()
     methodology: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     cost: dict[str, str] = field(default_factory=dict)

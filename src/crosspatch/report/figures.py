@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from crosspatch.report.data import Effect, Estimate, Level
 from crosspatch.report.heatmap import Grid, heatmap
 from crosspatch.report.strips import describe
-from crosspatch.report.svg import Figure, percent
+from crosspatch.report.svg import Figure, percent, signed
 
 RESIDUAL = ("input", "resid_pre", "resid_mid", "resid_post")
 BLOCKS = {"attn_out": "Attention blocks", "mlp_out": "MLP blocks"}
 DIRECTIONS = (("denoise", "Denoise: clean into corrupt, restores"), ("noise", "Noise: corrupt into clean, breaks"))
+SHARE = "share of the clean\N{EN DASH}corrupt gap"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the maps of one report have in common.
+
+    Attributes:
+        linked: keys of the effects that have a row elsewhere on the page.
+        limit: end of the colour scale of single parts (blocks and heads); None: each map its own.
+        roles: positions in the order in which they stand in the prompt.
+    """
+
+    linked: frozenset[str] = frozenset()
+    limit: float | None = None
+    roles: tuple[str, ...] = ()
+
+
+PLAIN = Style()
 
 
 def anchor(address: str) -> str:
@@ -28,116 +48,121 @@ def contribution_limit(levels: Sequence[Level]) -> float:
     return max(shares, default=0.0)
 
 
-def level_figures(
-    level: Level, linked: frozenset[str] = frozenset(), limit: float | None = None
-) -> list[tuple[str, Figure]]:
-    """Every heat map that the rows of this level fill, with its title.
+def role_order(levels: Sequence[Level]) -> tuple[str, ...]:
+    """Positions in the order of the coarsest level, which has them all."""
+    return tuple(dict.fromkeys(e.position for level in levels for e in level.effects))
+
+
+def level_figures(level: Level, style: Style = PLAIN) -> list[tuple[str, Figure]]:
+    """Every heat map that the rows of this level fill, with its title; one set for each corruption.
 
     Residual stream and blocks: layer by role. Heads: layer by head (where a head was patched at several roles,
-    the role with the largest effect is shown). Other kinds have no heat map; they are in the table. `limit` ends
-    the colour scale of blocks and heads.
+    the role with the largest effect is shown). Other kinds have no heat map; they are in the table.
     """
-    figures = []
-    residual = [e for e in level.effects if e.kind in RESIDUAL]
-    if residual:
-        figures.append(("Residual stream", by_role(residual, "the residual stream", linked)))
-    for kind, title in BLOCKS.items():
-        rows = [e for e in level.effects if e.kind == kind]
-        if rows:
-            figures.append(
-                (title, by_role(rows, f"the output of the {title[:-1].replace('Att', 'att')}", linked, limit))
-            )
-    heads = [e for e in level.effects if e.kind == "z"]
-    if heads:
-        figures.append(("Attention heads", by_head(heads, linked, limit)))
-    return figures
+    found = []
+    for corruption in dict.fromkeys(e.corruption for e in level.effects):
+        rows = [e for e in level.effects if e.corruption == corruption]
+        suffix = f" ({corruption})" if corruption else ""
+        residual = [e for e in rows if e.kind in RESIDUAL]
+        if residual:
+            found.append(("Residual stream" + suffix, by_role(residual, style)))
+        for kind, title in BLOCKS.items():
+            blocks = [e for e in rows if e.kind == kind]
+            if blocks:
+                found.append((title + suffix, by_role(blocks, style)))
+        heads = [e for e in rows if e.kind == "z"]
+        if heads:
+            found.append(("Attention heads" + suffix, by_head(heads, style)))
+    return found
 
 
-def by_role(
-    effects: Sequence[Effect], what: str, linked: frozenset[str] = frozenset(), limit: float | None = None
-) -> Figure:
-    """Layer by role, both directions side by side."""
-    rows = list(dict.fromkeys(_row_name(e) for e in effects))
-    columns = list(dict.fromkeys(e.position for e in effects))
+def by_role(effects: Sequence[Effect], style: Style = PLAIN) -> Figure:
+    """Layer by role, both directions side by side, of the residual stream or of one kind of block."""
+    residual = effects[0].kind in RESIDUAL
+    what = "the residual stream" if residual else f"the output of the {_block(effects[0].kind)}"
     caption = (
-        f"Effect of patching {what}, per layer (down) and role (across), as a share of the "
-        "clean\N{EN DASH}corrupt gap: 100 means that this one patch moves the metric all the way. "
-        "Numbers are printed where the interval excludes zero; blue helps the behaviour, orange works against it."
+        f"Effect of patching {what}, per layer (down) and role (across), as a {SHARE}: 100 means that this one patch "
+        "moves the metric all the way. Numbers are printed where the interval excludes zero; blue helps the behaviour, "
+        "orange works against it."
     )
-    if what == "the residual stream":
+    if residual:
         caption += (
             " A residual patch carries everything written so far: read it as where the information is, not as one "
             "part's share."
         )
-    return _figure(effects, rows, columns, _row_name, lambda e: e.position, "layer", "role", caption, linked, limit)
+    placed = {(_layer(e), e.position): e for e in effects}
+    return _figure(placed, "layer", "role", caption, style, None if residual else style.limit)
 
 
-def by_head(effects: Sequence[Effect], linked: frozenset[str] = frozenset(), limit: float | None = None) -> Figure:
+def by_head(effects: Sequence[Effect], style: Style = PLAIN) -> Figure:
     """Layer by head, both directions side by side."""
-    best: dict[tuple[int | None, int | None], Effect] = {}
+    placed: dict[tuple[str, str], Effect] = {}
     several = False
-    for effect in effects:
-        key = (effect.layer, effect.index)
-        several |= key in best
-        if key not in best or effect.size > best[key].size:
-            best[key] = effect
-    layers = sorted({e.layer for e in effects if e.layer is not None})
-    heads = sorted({e.index for e in effects if e.index is not None})
-    caption = "Effect of patching one attention head's output, as a share of the clean\N{EN DASH}corrupt gap."
+    for effect in sorted(effects, key=lambda e: (e.layer or 0, e.index or 0)):
+        at = (str(effect.layer), str(effect.index))
+        several |= at in placed
+        if at not in placed or effect.size > placed[at].size:
+            placed[at] = effect
+    caption = f"Effect of patching one attention head's output, as a {SHARE}."
     if several:
         caption += " Heads were patched at several roles; the largest is shown (point at a cell for which)."
     caption += " Dashed cells were not run. Numbers are printed where the interval excludes zero."
-    return _figure(
-        list(best.values()),
-        [str(v) for v in layers],
-        [str(v) for v in heads],
-        lambda e: str(e.layer),
-        lambda e: str(e.index),
-        "layer",
-        "head",
-        caption,
-        linked,
-        limit,
-    )
+    return _figure(placed, "layer", "head", caption, style, style.limit)
 
 
-def _row_name(effect: Effect) -> str:
+def _block(kind: str) -> str:
+    return {"attn_out": "attention block", "mlp_out": "MLP block"}[kind]
+
+
+def _layer(effect: Effect) -> str:
     if effect.kind == "input":
         return "input"
-    suffix = {"resid_mid": ".mid", "resid_post": ".post"}.get(effect.kind, "")
-    return f"{effect.layer}{suffix}"
+    return f"{effect.layer}{ {'resid_mid': '.mid', 'resid_post': '.post'}.get(effect.kind, '') }"
 
 
 def _figure(
-    effects: Sequence[Effect],
-    rows: list[str],
-    columns: list[str],
-    row: Callable[[Effect], str],
-    column: Callable[[Effect], str],
+    placed: dict[tuple[str, str], Effect],
     row_title: str,
     column_title: str,
     caption: str,
-    linked: frozenset[str],
+    style: Style,
     limit: float | None,
 ) -> Figure:
-    at = {(rows.index(row(e)), columns.index(column(e))): e for e in effects}
+    rows = list(dict.fromkeys(row for row, _ in placed))
+    columns = list(dict.fromkeys(column for _, column in placed))
+    if column_title == "head":
+        columns.sort(key=int)
+    else:
+        columns.sort(key=lambda role: style.roles.index(role) if role in style.roles else len(style.roles))
+    effects = list(placed.values())
+    shared = any(math.isfinite(getattr(e, name).share) for e in effects for name, _ in DIRECTIONS)
+    value: Callable[[Estimate], float] = (lambda e: e.share) if shared else (lambda e: e.mean)
     grids = []
     for name, title in DIRECTIONS:
         values = np.full((len(rows), len(columns)), math.nan)
         reliable = np.zeros((len(rows), len(columns)), dtype=bool)
         tips = [["not run"] * len(columns) for _ in rows]
         links: list[list[str | None]] = [[None] * len(columns) for _ in rows]
-        for (i, j), effect in at.items():
+        for (row, column), effect in placed.items():
+            i, j = rows.index(row), columns.index(column)
             estimate: Estimate = getattr(effect, name)
-            values[i, j] = estimate.share
+            values[i, j] = value(estimate)
             reliable[i, j] = estimate.excludes_zero
             tips[i][j] = describe(effect)
-            links[i][j] = anchor(effect.address) if effect.address in linked else None
+            links[i][j] = anchor(effect.key) if effect.key in style.linked else None
         if np.isfinite(values).any():
             grids.append(Grid(title, values, tips, reliable, links))
-    alt = f"Heat map, {row_title} by {column_title}. Largest effects: {_largest(effects)}."
     return heatmap(
-        grids, rows, columns, row_title=row_title, column_title=column_title, caption=caption, alt=alt, limit=limit
+        grids,
+        rows,
+        columns,
+        row_title=row_title,
+        column_title=column_title,
+        caption=caption if shared else f"{caption} The gap is too small here, so the raw effect is shown instead.",
+        alt=f"Heat map, {row_title} by {column_title}. Largest effects: {_largest(effects)}.",
+        unit=SHARE if shared else "effect, in the metric's unit",
+        limit=limit,
+        write=percent if shared else signed,
     )
 
 

@@ -57,11 +57,11 @@ def q_value(q: float) -> str:
 def context(data: ReportData) -> dict[str, Any]:
     """What the template shows."""
     tables = part_tables(data)
-    linked = frozenset(row["address"] for table in tables for row in table["rows"])
+    linked = frozenset(row["key"] for table in tables for row in table["rows"])
     roles = role_names(data.examples)
     heads = [e for level in data.levels for e in level.effects if e.kind == "z"]
     plane = heads or [e for level in data.levels for e in level.effects if e.kind in ("attn_out", "mlp_out")]
-    limit = figures.contribution_limit(data.levels)
+    style = figures.Style(linked, figures.contribution_limit(data.levels), figures.role_order(data.levels))
     both = any(math.isfinite(e.interaction.mean) for e in plane)
     return {
         "data": data,
@@ -75,7 +75,7 @@ def context(data: ReportData) -> dict[str, Any]:
         "scope": words.scope(data),
         "roles": roles,
         "examples": [example_block(e, roles, i) for i, e in enumerate(data.examples)],
-        "heat_maps": [pair for level in data.levels for pair in figures.level_figures(level, linked, limit)],
+        "heat_maps": [pair for level in data.levels for pair in figures.level_figures(level, style)],
         "plane": gate_plane(plane) if both else None,
         "tables": tables,
         "linked": linked,
@@ -125,7 +125,7 @@ def part_tables(data: ReportData) -> list[dict[str, Any]]:
 def _table_row(effect: Effect, findings: list[int], drawn: Markup) -> dict[str, Any]:
     return {
         "effect": effect,
-        "address": effect.address,
+        "key": effect.key,
         "what": words.KIND_WORDS.get(effect.kind, effect.kind),
         "findings": findings,
         "strip": drawn,

@@ -168,12 +168,8 @@ def gate_plane(effects: Sequence[Effect], *, label: int = 8, size: float = 430.0
 
 
 def _tone(effect: Effect) -> str:
-    """Blue for a part that helps, orange for one that hurts, grey where neither direction is reliably off zero."""
-    if math.isfinite(effect.q):
-        reliable = effect.q < 0.05
-    else:
-        reliable = effect.denoise.excludes_zero or effect.noise.excludes_zero
-    if not reliable:
+    """Blue for a part that helps, orange for one that hurts, grey for one that does not matter."""
+    if not effect.matters:
         return "flat"
     return "w0" if effect.denoise.share + effect.noise.share >= 0 else "neg"
 

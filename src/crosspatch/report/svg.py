@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,10 +35,16 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """A number with a typographic sign; `n/a` for what was not measured."""
+def signed(value: float, digits: int | None = None) -> str:
+    """A number with a typographic sign; `n/a` for what was not measured.
+
+    Two decimals, and up to four where the number is so small that two would say nothing.
+    """
     if not math.isfinite(value):
         return "n/a"
+    if digits is None:
+        digits = 2 if abs(value) >= 0.01 else 3 if abs(value) >= 0.001 else 4
+        digits = digits if abs(value) >= 0.00005 else 2
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -54,7 +59,7 @@ def percent(share: float) -> str:
     return f"{MINUS if rounded < 0 else ''}{abs(rounded)} %"
 
 
-def interval(low: float, high: float, digits: int = 2) -> str:
+def interval(low: float, high: float, digits: int | None = None) -> str:
     """`[low, high]`, or nothing when there is no interval."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
@@ -141,6 +146,8 @@ class Figure:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one standalone SVG file, the panels in a row (atomically)."""
+        from crosspatch.results.files import write_atomic
+
         path = Path(path)
         gap, x, nested = 24.0, 0.0, []
         for panel in self.panels:
@@ -163,7 +170,7 @@ class Figure:
             width=width,
             height=height,
         )
-        write_text(path, str(drawing))
+        write_atomic(path, str(drawing).encode())
         return path
 
 
@@ -179,17 +186,3 @@ class Panel:
         box = f"0 0 {number(self.width)} {number(self.height)}"
         size = {"viewBox": box, "width": self.width, "height": self.height}
         return tag("svg", self.body, **size, x=x, y=y)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file in the same folder, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

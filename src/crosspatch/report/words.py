@@ -5,11 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from crosspatch.report.data import Effect, Estimate, Level, ReportData
+from crosspatch.report.data import Effect, Estimate, ReportData
 from crosspatch.report.figures import RESIDUAL
 from crosspatch.report.svg import interval, percent, signed
 
-SIGNIFICANT = 0.05
+METRICS = {
+    "logit_diff": "logit difference",
+    "answer_logit": "logit of the answer",
+    "wrong_logit": "logit of the wrong answer",
+    "log_prob": "log-probability",
+    "prob": "probability",
+    "prob_diff": "probability difference",
+    "rank_gap": "logit gap to the best competitor",
+    "kl": "KL divergence",
+    "js": "Jensen\N{EN DASH}Shannon divergence",
+    "cross_entropy": "cross-entropy",
+}
+UNITS = {
+    "logit_diff": "logits",
+    "answer_logit": "logits",
+    "wrong_logit": "logits",
+    "rank_gap": "logits",
+    "log_prob": "nats",
+    "kl": "nats",
+    "js": "nats",
+    "entropy": "nats",
+    "cross_entropy": "nats",
+    "prob": "probability",
+    "rank": "ranks",
+}
 KIND_WORDS = {
     "input": "embedding",
     "resid_pre": "residual stream",
@@ -25,8 +49,6 @@ KIND_WORDS = {
     "mlp_act": "MLP neurons",
     "neuron": "MLP neuron",
 }
-PARTS = ("z", "attn_out", "mlp_out", "q", "k", "v", "pattern", "mlp_act", "neuron")
-PLURALS = {"z": "attention heads", "attn_out": "attention blocks", "mlp_out": "MLP blocks"}
 
 
 def scope(data: ReportData) -> str:
@@ -58,22 +80,20 @@ def behaviour(data: ReportData) -> str:
 
 
 def headline(data: ReportData) -> list[str]:
-    """The result in one to three sentences, the strongest part first."""
+    """The result in a few sentences, the parts first."""
     said = []
-    parts = [e for level in data.levels for e in level.effects if e.kind == "z"]
-    kind = "z"
-    if not parts:
-        kind = "attn_out"
-        parts = [e for level in data.levels for e in level.effects if e.kind in ("attn_out", "mlp_out")]
-    if parts:
-        said.append(_parts_sentence(parts, kind))
+    heads = [(level, [e for e in level.effects if e.kind == "z"]) for level in data.levels]
+    blocks = [(level, [e for e in level.effects if e.kind in ("attn_out", "mlp_out")]) for level in data.levels]
+    for kind, found in (("attention heads", heads), ("blocks", blocks)):
+        level, parts = max(found, key=lambda pair: len(pair[1]), default=(None, []))
+        if level is not None and parts:
+            said.append(_parts_sentence(parts, kind, level.rule))
+            break
     routes = route(data)
     if routes:
         said.append(routes)
-    takeover = max(
-        data.takeovers, key=lambda t: t.growth.mean if math.isfinite(t.growth.mean) else -math.inf, default=None
-    )
-    if takeover is not None and takeover.growth.low > 0:
+    takeover = max(data.takeovers, key=lambda t: t.growth.mean, default=None)
+    if takeover is not None and takeover.backup:
         said.append(
             f"When {takeover.removed} is removed, {takeover.part} takes over part of its work: its effect grows by "
             f"{_with_interval(takeover.growth)}."
@@ -81,35 +101,29 @@ def headline(data: ReportData) -> list[str]:
     return said
 
 
-def _parts_sentence(parts: Sequence[Effect], kind: str) -> str:
-    name = PLURALS[kind] if kind == "z" else "blocks"
-    first = ""
-    if any(math.isfinite(e.q) for e in parts):
-        patched = {(e.kind, e.layer, e.index) for e in parts}
-        moving = {(e.kind, e.layer, e.index) for e in parts if e.q < SIGNIFICANT}
-        first = f"Of {len(patched)} {name} patched, {len(moving)} move the metric reliably (q < {SIGNIFICANT}). "
-    helping = max(parts, key=lambda e: signed_size(e))
-    hurting = min(parts, key=lambda e: signed_size(e))
-    said = first
-    if signed_size(helping) > 0:
+def _parts_sentence(parts: Sequence[Effect], kind: str, rule: str) -> str:
+    patched = {(e.kind, e.layer, e.index) for e in parts}
+    moving = {(e.kind, e.layer, e.index) for e in parts if e.matters}
+    reason = f" ({rule})" if rule else ""
+    if not moving:
+        return f"None of the {len(patched)} {kind} patched has an effect that can be told from none{reason}."
+    verb = "moves" if len(moving) == 1 else "move"
+    said = f"Of {len(patched)} {kind} patched, {len(moving)} {verb} the metric reliably{reason}."
+    best = max((e for e in parts if e.matters), key=signed_size)
+    worst = min((e for e in parts if e.matters), key=signed_size)
+    if signed_size(best) > 0:
         clauses = []
-        if math.isfinite(helping.denoise.mean):
-            clauses.append(
-                f"restores {percent(helping.denoise.share)} of the gap ({_with_interval(helping.denoise)}) when its "
-                "clean value enters the corrupt run"
-            )
-        if math.isfinite(helping.noise.mean):
-            clauses.append(
-                f"breaks {percent(helping.noise.share)} ({_with_interval(helping.noise)}) when its corrupt value "
-                "enters the clean run"
-            )
-        said += f"The strongest, {helping.address}, {' and '.join(clauses)}{_gate_clause(helping)}."
-    if signed_size(hurting) < 0 and hurting.q < SIGNIFICANT:
-        said += (
-            f" Working against the behaviour: {hurting.address} (denoise {percent(hurting.denoise.share)}, noise "
-            f"{percent(hurting.noise.share)})."
-        )
-    return said.strip()
+        if math.isfinite(best.denoise.mean):
+            amount = f"{percent(best.denoise.share)} of the gap ({_with_interval(best.denoise)})"
+            clauses.append(f"restores {amount} when its clean value enters the corrupt run")
+        if math.isfinite(best.noise.mean):
+            amount = f"{percent(best.noise.share)} ({_with_interval(best.noise)})"
+            clauses.append(f"breaks {amount} when its corrupt value enters the clean run")
+        said += f" The strongest, {best.address}, {' and '.join(clauses)}{_gate_clause(best)}."
+    if signed_size(worst) < 0:
+        shares = f"denoise {percent(worst.denoise.share)}, noise {percent(worst.noise.share)}"
+        said += f" Working against the behaviour: {worst.address} ({shares})."
+    return said
 
 
 def signed_size(effect: Effect) -> float:
@@ -119,7 +133,7 @@ def signed_size(effect: Effect) -> float:
 
 
 def _gate_clause(effect: Effect) -> str:
-    if not effect.gate or not math.isfinite(effect.interaction.mean):
+    if effect.gate not in ("and-like", "or-like", "additive") or not math.isfinite(effect.interaction.mean):
         return ""
     return f"; the two differ by INT = {_with_interval(effect.interaction)}, {effect.gate}"
 
@@ -154,9 +168,3 @@ def _and(words: Sequence[str]) -> str:
 def _with_interval(estimate: Estimate) -> str:
     span = interval(estimate.low, estimate.high)
     return signed(estimate.mean) + (f" {span}" if span else "")
-
-
-def top_parts(levels: Sequence[Level], count: int = 24) -> list[Effect]:
-    """The rows worth a line each: single parts (not the cumulative residual stream), by size, at most `count`."""
-    parts = [e for level in levels for e in level.effects if e.kind in PARTS]
-    return sorted(parts, key=lambda e: -e.size)[:count]

@@ -6,5 +6,19 @@ from crosspatch.results.methodology import COMPARED, Methodology, differences, r
 from crosspatch.results.statistics import GATES
 from crosspatch.results.table import COLUMNS, DIRECTIONS, SEVERITIES, Finding, SweepResult
 
-__all__ = ["COLUMNS", "COMPARED", "DIRECTIONS", "GATES", "SEVERITIES", "Checkpoint", "Finding", "Methodology", "SweepResult",
-           "differences", "load_result", "require_comparable", "save_result", "versions"]  # fmt: skip
+__all__ = [
+    "COLUMNS",
+    "COMPARED",
+    "DIRECTIONS",
+    "GATES",
+    "SEVERITIES",
+    "Checkpoint",
+    "Finding",
+    "Methodology",
+    "SweepResult",
+    "differences",
+    "load_result",
+    "require_comparable",
+    "save_result",
+    "versions",
+]

@@ -99,5 +99,8 @@ def _require_same(wanted: Methodology, found: Methodology, folder: Path) -> None
     differing = [*differences(wanted, found)]
     a, b = wanted.to_json(), found.to_json()
     differing += [name for name in a if name not in COMPARED and a[name] != b[name]]
-    raise ResultError(f"the unfinished sweep stored here was made in another way ({', '.join(differing)} differ)",
-                      where=str(folder), fix="use another folder, or delete this one to start anew")  # fmt: skip
+    raise ResultError(
+        f"the unfinished sweep stored here was made in another way ({', '.join(differing)} differ)",
+        where=str(folder),
+        fix="use another folder, or delete this one to start anew",
+    )

@@ -1,4 +1,4 @@
-"""Reading and writing files so that a crash leaves the old file or the new one, and nothing that is read can run code."""
+"""Files: a crash leaves the old one or the new one, and nothing that is read can run code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise ResultError(f"cannot be read ({error.strerror})", where=str(path), fix="check the folder's name") from error
+        raise ResultError(f"cannot be read ({error.strerror})", where=str(path), fix="check the folder") from error
     except ValueError as error:
         raise ResultError(f"is not JSON ({error})", where=str(path), fix=REPAIR) from error
     if not isinstance(data, dict):
@@ -102,7 +102,8 @@ def lists_to_rows(table: pa.Table, name: str, width: int, where: str) -> Float[n
     if name not in table.column_names:
         raise ResultError(f"has no column {name!r}", where=where, fix=REPAIR)
     column = table[name].combine_chunks()
-    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != width or column.type.value_type != pa.float64():
+    fits = pa.types.is_fixed_size_list(column.type) and column.type.value_type == pa.float64()
+    if not fits or column.type.list_size != width:
         raise ResultError(f"column {name!r} is {column.type}, expected {wanted}", where=where, fix=REPAIR)
     if column.null_count or column.flatten().null_count:
         raise ResultError(f"column {name!r} has empty cells", where=where, fix=REPAIR)

@@ -1,8 +1,8 @@
-"""A result as a folder: `result.json` (methodology, findings, checksums), Parquet files with the values, and the effect
-table once more in `effects.parquet` for other programs, which is never read back.
+"""A result as a folder: `result.json` (methodology, findings, checksums) and Parquet files with the values.
 
-The Parquet files that `result.json` refers to carry their checksum in their name, so that replacing `result.json` is the
-one step that makes a new result valid; a crash at any point leaves the old result readable.
+The Parquet files that `result.json` refers to carry their checksum in their name, so that replacing `result.json` is
+the one step that makes a new result valid: a crash at any point leaves the old result readable. `effects.parquet` is
+the derived table for other programs and is never read back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crosspatch.results.files import (
     write_json,
 )
 from crosspatch.results.methodology import Methodology
-from crosspatch.results.table import COLUMNS, DIRECTIONS, Finding, SweepResult
+from crosspatch.results.table import COLUMNS, DIRECTIONS, SIDES, Finding, SweepResult
 
 FORMAT, VERSION = "crosspatch-sweep", 1
 SIDECAR, EFFECTS = "result.json", "effects.parquet"
@@ -45,8 +45,11 @@ def save_result(result: SweepResult, folder: str | Path) -> Path:
     for direction in DIRECTIONS:
         for metric, values in getattr(result, direction).items():
             rows = rows.append_column(f"{direction}/{metric}", rows_to_lists(values))
-    examples = {f"{side}/{metric}": values for side in ("clean", "corrupt") for metric, values in getattr(result, side).items()}
-    tables = {"rows": rows, "examples": pa.table({"cluster": pa.array(result.clusters, pa.string()), **examples})}
+    examples = pa.table({"cluster": pa.array(result.clusters, pa.string())})
+    for side in SIDES:
+        for metric, values in getattr(result, side).items():
+            examples = examples.append_column(f"{side}/{metric}", pa.array(values))
+    tables = {"rows": rows, "examples": examples}
     files, checksums = {}, {}
     for name, table in tables.items():
         data = to_parquet(table)
@@ -55,10 +58,16 @@ def save_result(result: SweepResult, folder: str | Path) -> Path:
         write_atomic(folder / files[name], data)
     write_atomic(folder / EFFECTS, to_parquet(pa.Table.from_pandas(result.wide(), preserve_index=False)))
     sidecar = {
-        "format": FORMAT, "version": VERSION, "metrics": result.metrics, "n_rows": len(result.rows),
-        "methodology": result.methodology.to_json(), "findings": [dataclasses.asdict(f) for f in result.findings],
-        "cost": result.cost, "files": files, "sha256": checksums,
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        "metrics": result.metrics,
+        "n_rows": len(result.rows),
+        "methodology": result.methodology.to_json(),
+        "findings": [dataclasses.asdict(f) for f in result.findings],
+        "cost": result.cost,
+        "files": files,
+        "sha256": checksums,
+    }
     write_json(folder / SIDECAR, sidecar)
     for old in folder.glob("*.parquet"):
         if re.fullmatch(r"(rows|examples)-[0-9a-f]{12}\.parquet", old.name) and old.name not in files.values():
@@ -78,27 +87,39 @@ def load_result(folder: str | Path) -> SweepResult:
         raise ResultError(f"format {sidecar.get('format')!r}, expected {FORMAT!r}", where=f"{path}: format", fix=REPAIR)
     version = _field(sidecar, "version", int, path)
     if version > VERSION:
-        raise ResultError(f"version {version} is newer than this crosspatch reads ({VERSION})", where=f"{path}: version",
-                          fix="upgrade crosspatch")  # fmt: skip
+        said = f"version {version} is newer than this crosspatch reads ({VERSION})"
+        raise ResultError(said, where=f"{path}: version", fix="upgrade crosspatch")
     methodology = Methodology.from_json(sidecar.get("methodology"), f"{path}: methodology")
     metrics = _field(sidecar, "metrics", list, path)
+    if not metrics or not all(type(metric) is str for metric in metrics):
+        raise ResultError(f"{metrics!r} are not names of metrics", where=f"{path}: metrics", fix=REPAIR)
     rows, examples = (_table(sidecar, name, path) for name in ("rows", "examples"))
     where = str(path.parent / sidecar["files"]["examples"])
-    clusters = _column(examples, "cluster", pa.types.is_string, where).to_pylist()
-    base = {side: {metric: _column(examples, f"{side}/{metric}", pa.types.is_float64, where).to_numpy().copy()
-                   for metric in metrics} for side in ("clean", "corrupt")}  # fmt: skip
+    clusters = _column(examples, "cluster", _is_text, where).to_pylist()
+    base = {
+        side: {m: _column(examples, f"{side}/{m}", pa.types.is_float64, where).to_numpy().copy() for m in metrics}
+        for side in SIDES
+    }
     where = str(path.parent / sidecar["files"]["rows"])
-    patched = {direction: {metric: lists_to_rows(rows, f"{direction}/{metric}", len(clusters), where) for metric in metrics}
-               for direction in DIRECTIONS}  # fmt: skip
+    patched = {
+        direction: {m: lists_to_rows(rows, f"{direction}/{m}", len(clusters), where) for m in metrics}
+        for direction in DIRECTIONS
+    }
     named = rows.drop_columns([f"{direction}/{metric}" for direction in DIRECTIONS for metric in metrics])
     for name in COLUMNS:
-        _column(named, name, pa.types.is_int64 if name in ("layer", "index") else pa.types.is_string, where, nullable=True)
+        number = name in ("layer", "index")
+        _column(named, name, pa.types.is_int64 if number else _is_text, where, nullable=number)
     return SweepResult(
-        named.to_pandas(ignore_metadata=True).assign(**_integers(named)), **patched, **base, clusters=clusters,
-        methodology=methodology, findings=[_finding(item, f"{path}: findings[{i}]")
-                                           for i, item in enumerate(_field(sidecar, "findings", list, path))],
+        rows=named.to_pandas(ignore_metadata=True).assign(**_integers(named)),
+        **patched,
+        **base,
+        clusters=clusters,
+        methodology=methodology,
+        findings=[
+            _finding(item, f"{path}: findings[{i}]") for i, item in enumerate(_field(sidecar, "findings", list, path))
+        ],
         cost=_field(sidecar, "cost", dict, path),
-    )  # fmt: skip
+    )
 
 
 def _field(data: dict[str, Any], name: str, kind: type, path: Path) -> Any:
@@ -115,6 +136,10 @@ def _table(sidecar: dict[str, Any], name: str, path: Path) -> pa.Table:
     if file != f"{name}-{checksum[:12]}.parquet":
         raise ResultError(f"{file!r} is not the name of a {name} file", where=f"{path}: files.{name}", fix=REPAIR)
     return read_parquet(path.parent / file, checksum)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _column(table: pa.Table, name: str, is_type: Any, where: str, nullable: bool = False) -> pa.ChunkedArray:
@@ -134,7 +159,7 @@ def _finding(item: object, where: str) -> Finding:
     if not isinstance(item, dict) or item.keys() != fields:
         raise ResultError(f"expected an object with {', '.join(sorted(fields))}", where=where, fix=REPAIR)
     for name, value in item.items():
-        good = isinstance(value, list) and all(type(row) is int for row in value) if name == "rows" else type(value) is str
-        if not good:
+        wanted = list if name == "rows" else str
+        if type(value) is not wanted or (wanted is list and not all(type(row) is int for row in value)):
             raise ResultError(f"{value!r} does not fit", where=f"{where}.{name}", fix=REPAIR)
     return Finding(**item)

@@ -1,8 +1,8 @@
 """How a result was made, and whether two results may be compared.
 
 A circuit claim depends on granularity, component type, ablation value, token positions, ablation direction and the set
-of components ablated (Miller, Chughtai & Saunders 2024, Transformer Circuit Faithfulness Metrics Are Not Robust), on top
-of model, data and metric. Results that differ in any of these answer different questions.
+of components ablated (Miller, Chughtai & Saunders 2024, Transformer Circuit Faithfulness Metrics Are Not Robust), on
+top of model, data and metric. Results that differ in any of these answer different questions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from crosspatch.errors import ResultError
 
 Mode = Literal["exploratory", "confirmatory"]
+UNEDITED = "load a file that crosspatch wrote, unedited"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class Methodology:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        return {f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
-                for f in dataclasses.fields(self)}  # fmt: skip
+        return {
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in dataclasses.fields(self)
+        }
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Methodology:
@@ -82,39 +85,58 @@ class Methodology:
             ResultError: a field that is missing, unknown, or of another type; named.
         """
         if not isinstance(data, dict):
-            raise ResultError(f"expected an object, found {type(data).__name__}", where=where)
+            raise ResultError(f"expected an object, found {type(data).__name__}", where=where, fix=UNEDITED)
         types = typing.get_type_hints(cls)
-        required = {f.name for f in dataclasses.fields(cls)
-                    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}  # fmt: skip
+        required = {
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
         for name in sorted(required - data.keys()) + sorted(map(str, data.keys() - types.keys())):
-            raise ResultError(f"{'missing' if name in required else 'unknown'} field {name!r}", where=where,
-                              fix="load a file that crosspatch wrote, unedited")  # fmt: skip
+            raise ResultError(
+                f"{'missing' if name in required else 'unknown'} field {name!r}",
+                where=where,
+                fix=UNEDITED,
+            )
         return cls(**{name: _typed(value, types[name], f"{where}.{name}") for name, value in data.items()})
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is tuple:
-        good, result = isinstance(value, list) and all(isinstance(item, str) for item in value), tuple
+        good = type(value) is list and all(type(item) is str for item in value)
     elif origin is dict:
-        good = isinstance(value, dict) and all(type(item) is args[1] for item in value.values())
-        result = dict
+        good = type(value) is dict and all(type(item) is args[1] for item in value.values())
     else:
         good = value in args if origin is Literal else type(value) is expected
-        result = None  # type: ignore[assignment]
     if not good:
-        raise ResultError(f"{value!r} is not {getattr(expected, '__name__', expected)}", where=where,
-                          fix="load a file that crosspatch wrote, unedited")  # fmt: skip
-    return value if result is None else result(value)
+        kind = expected.__name__ if type(expected) is type else expected
+        raise ResultError(f"{value!r} is not {kind}", where=where, fix=UNEDITED)
+    return tuple(value) if origin is tuple else value
 
 
-COMPARED = ("granularity", "component", "source", "positions", "direction", "window", "given", "metrics", "task_hash",
-            "n_examples", "split", "corruption", "config_hash", "weights_hash", "dtype")  # fmt: skip
+COMPARED = (
+    "granularity",
+    "component",
+    "source",
+    "positions",
+    "direction",
+    "window",
+    "given",
+    "metrics",
+    "task_hash",
+    "n_examples",
+    "split",
+    "corruption",
+    "config_hash",
+    "weights_hash",
+    "dtype",
+)
 """The fields in which comparable results agree. Names, seeds, versions, mode and `forced` are shown, not compared."""
 
 
 def differences(a: Methodology, b: Methodology, ignore: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """The fields of `COMPARED` in which two methodologies differ, with both values; order in a tuple does not matter."""
+    """The fields of `COMPARED` in which two methodologies differ, with both values (order does not matter)."""
 
     def plain(value: Any) -> Any:
         return set(value) if isinstance(value, tuple) else value
@@ -135,10 +157,11 @@ def require_comparable(a: Methodology, b: Methodology, ignore: Collection[str] =
     differing = differences(a, b, ignore)
     if differing:
         listed = "; ".join(f"{name}: {_show(x)} against {_show(y)}" for name, (x, y) in differing.items())
-        raise ResultError(f"these results were made in different ways and cannot be set side by side ({listed})",
-                          where="methodology",
-                          fix=f"run both the same way, or pass ignore={tuple(differing)!r} to compare them "
-                              "knowing that they answer different questions")  # fmt: skip
+        raise ResultError(
+            f"these results were made in different ways and cannot be set side by side ({listed})",
+            where="methodology",
+            fix=f"run both the same way; ignore={tuple(differing)!r} compares answers to different questions",
+        )
 
 
 def _show(value: Any) -> str:

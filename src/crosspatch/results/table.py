@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from crosspatch.results.methodology import Methodology, require_comparable
 
 Direction = Literal["denoise", "noise"]
 DIRECTIONS: tuple[Direction, Direction] = ("denoise", "noise")
+SIDES = ("clean", "corrupt")
 SEVERITIES = ("error", "warning", "note")
 COLUMNS = ("address", "kind", "layer", "index", "position", "granularity", "parent", "corruption", "control")
 """Columns of `SweepResult.rows`. `control` is empty, or the kind of random control that the row is."""
@@ -45,8 +47,9 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
-            raise ResultError(f"severity {self.severity!r}", where=f"finding {self.code}",
-                              fix=f"use one of {', '.join(SEVERITIES)}")  # fmt: skip
+            raise ResultError(
+                f"severity {self.severity!r}", where=f"finding {self.code}", fix=f"use one of {', '.join(SEVERITIES)}"
+            )
 
 
 @dataclass
@@ -86,7 +89,7 @@ class SweepResult:
             full = {m: np.asarray(values[m], np.float64) if m in values else np.full(shape, np.nan) for m in metrics}
             setattr(self, direction, full)
             _sized(full, shape, direction)
-        for side in ("clean", "corrupt"):
+        for side in SIDES:
             base = {metric: np.asarray(value, np.float64) for metric, value in getattr(self, side).items()}
             _known(base, metrics, side)
             _sized(base, shape[1:], side)
@@ -124,12 +127,17 @@ class SweepResult:
     ) -> pd.DataFrame:
         """The tidy table of one metric (the primary one when None): one row per intervention.
 
-        Columns, beside those of `rows` and `metric`. For each direction d of `denoise`, `noise`: `d_effect` (mean over
-        examples), `d_low`, `d_high` (bootstrap interval), `d_sd`, `d_min`, `d_q25`, `d_median`, `d_q75`, `d_max`, `d_n`;
-        `d_norm`, `d_norm_low`, `d_norm_high` (ratio of means: share of the gap); `d_mean_ratio`, `d_mean_ratio_low`,
-        `d_mean_ratio_high`, `d_left_out` (mean of ratios, and how many examples it leaves out for a small gap);
-        `p_d` (sign-flip test), `q_d` (false-discovery rate among the rows of one granularity). Then `int`, `int_low`,
-        `int_high` and `gate`. `frame.attrs` says what was resampled and the thresholds.
+        Columns beside those of `rows` and `metric`; the first four groups for d in `denoise`, `noise`:
+
+        - `d_effect`, `d_low`, `d_high`: mean over examples and its bootstrap interval;
+          `d_sd`, `d_min`, `d_q25`, `d_median`, `d_q75`, `d_max`, `d_n`: spread over examples.
+        - `d_norm`, `d_norm_low`, `d_norm_high`: ratio of means, the share of the gap.
+        - `d_mean_ratio`, `d_mean_ratio_low`, `d_mean_ratio_high`, `d_left_out`: mean of ratios, and how many examples
+          it leaves out because their gap is too small.
+        - `p_d`, `q_d`: sign-flip test, and its false-discovery rate among the rows of one granularity.
+        - `int`, `int_low`, `int_high`, `gate`: interaction and its label.
+
+        `frame.attrs` says what was resampled and the thresholds.
 
         Args:
             metric: name of the metric.
@@ -145,7 +153,7 @@ class SweepResult:
         min_gap = statistics.default_min_gap(gap) if min_gap is None else min_gap
         sampler = statistics.resampler(len(self.clusters), self.clusters, seed=seed)
         columns: dict[str, object] = {"metric": metric}
-        means = {}
+        means: dict[Direction, statistics.Interval] = {}
         for direction in DIRECTIONS:
             effects = self.effects(direction, metric)
             shares = statistics.ratios(effects, gap, min_gap)
@@ -164,22 +172,31 @@ class SweepResult:
         int_values = statistics.interaction(self.effects("noise", metric), self.effects("denoise", metric))
         between = statistics.bootstrap_mean(int_values, sampler, level)
         columns |= {"int": statistics.describe(int_values)["effect"]} | _ends("int", between)
-        columns["gate"] = statistics.gate_labels(between, *means.values(), float(np.nanmean(gap)), tolerance)
+        columns["gate"] = statistics.gate_labels(
+            between, means["denoise"], means["noise"], float(np.nanmean(gap)), tolerance
+        )
         table = pd.concat([self.rows, pd.DataFrame(columns, index=self.rows.index)], axis=1)
-        table.attrs = {"metric": metric, "resampled": sampler.unit, "n_units": sampler.n_units, "level": level,
-                       "min_gap": min_gap, "tolerance": tolerance}  # fmt: skip
+        table.attrs = {
+            "metric": metric,
+            "resampled": sampler.unit,
+            "n_units": sampler.n_units,
+            "level": level,
+            "min_gap": min_gap,
+            "tolerance": tolerance,
+        }
         return table
 
     def wide(self) -> pd.DataFrame:
         """One row per intervention, the columns of `frame` for every metric as `<metric>.<column>`."""
-        own = [self.frame(metric).drop(columns=[*self.rows, "metric"]).add_prefix(f"{metric}.") for metric in self.metrics]
-        return pd.concat([self.rows, *own], axis=1)
+        known = [*self.rows, "metric"]
+        derived = [self.frame(m).drop(columns=known).add_prefix(f"{m}.") for m in self.metrics]
+        return pd.concat([self.rows, *derived], axis=1)
 
     def long(self) -> pd.DataFrame:
         """One row per intervention, example, metric and direction that was run.
 
-        Columns: those of `rows`, `row` (its number), `example`, `cluster`, `metric`, `direction`, `value` (of the patched
-        run), `effect`.
+        Columns: those of `rows`, then `row` (its number), `example`, `cluster`, `metric`, `direction`, `value` (of the
+        patched run) and `effect`.
         """
         pieces = []
         for metric in self.metrics:
@@ -187,8 +204,14 @@ class SweepResult:
                 values, effects = getattr(self, direction)[metric], self.effects(direction, metric)
                 row, example = np.nonzero(~np.isnan(values))
                 piece = self.rows.iloc[row].assign(
-                    row=row, example=example, cluster=np.asarray(self.clusters, dtype=object)[example], metric=metric,
-                    direction=direction, value=values[row, example], effect=effects[row, example])  # fmt: skip
+                    row=row,
+                    example=example,
+                    cluster=np.asarray(self.clusters, dtype=object)[example],
+                    metric=metric,
+                    direction=direction,
+                    value=values[row, example],
+                    effect=effects[row, example],
+                )
                 pieces.append(piece)
         return pd.concat(pieces, ignore_index=True)
 
@@ -203,8 +226,11 @@ class SweepResult:
         table = self.frame(metric)[~self.is_control]
         if granularity is not None:
             if granularity not in set(table["granularity"]):
-                raise ResultError(f"no rows of granularity {granularity!r}", where="top",
-                                  fix=f"use one of {', '.join(sorted(set(table['granularity'])))}")  # fmt: skip
+                raise ResultError(
+                    f"no rows of granularity {granularity!r}",
+                    where="top",
+                    fix=f"use one of {', '.join(sorted(set(table['granularity'])))}",
+                )
             table = table[table["granularity"] == granularity]
         size = table[["denoise_effect", "noise_effect"]].abs().max(axis=1)
         return table.loc[size.sort_values(ascending=False, kind="stable").index[:n]]
@@ -256,29 +282,40 @@ class SweepResult:
             require_comparable(first.methodology, other.methodology, parts)
             same = other.clusters == first.clusters and all(
                 np.array_equal(getattr(first, side)[metric], getattr(other, side)[metric], equal_nan=True)
-                for side in ("clean", "corrupt")
+                for side in SIDES
                 for metric in first.metrics
             )
             if not same:
-                raise ResultError("the unpatched runs differ", where="SweepResult.concat",
-                                  fix="concatenate only sweeps of the same clean and corrupt runs")  # fmt: skip
-        starts = np.cumsum([0, *(len(result.rows) for result in results)])
-        union = {name: tuple(dict.fromkeys(item for r in results for item in getattr(r.methodology, name)))
-                 for name in parts}  # fmt: skip
-        joined = {direction: {metric: np.concatenate([getattr(r, direction)[metric] for r in results])
-                              for metric in first.metrics} for direction in DIRECTIONS}  # fmt: skip
+                raise ResultError(
+                    "the unpatched runs differ",
+                    where="SweepResult.concat",
+                    fix="concatenate only sweeps of the same clean and corrupt runs",
+                )
+        union: dict[str, Any] = {
+            name: tuple(dict.fromkeys(item for r in results for item in getattr(r.methodology, name))) for name in parts
+        }
+        findings, cost, start = [], Counter[str](), 0
+        for result in results:
+            findings += [dataclasses.replace(f, rows=[start + row for row in f.rows]) for f in result.findings]
+            cost.update(result.cost)
+            start += len(result.rows)
         return SweepResult(
-            rows=pd.concat([r.rows for r in results], ignore_index=True), **joined, clean=first.clean, corrupt=first.corrupt,
-            clusters=first.clusters, methodology=dataclasses.replace(first.methodology, **union),
-            findings=[dataclasses.replace(finding, rows=[int(start) + row for row in finding.rows])
-                      for start, r in zip(starts, results, strict=False) for finding in r.findings],
-            cost={name: sum(r.cost.get(name, 0) for r in results) for name in dict.fromkeys(n for r in results for n in r.cost)},
-        )  # fmt: skip
+            rows=pd.concat([r.rows for r in results], ignore_index=True),
+            denoise={m: np.concatenate([r.denoise[m] for r in results]) for m in first.metrics},
+            noise={m: np.concatenate([r.noise[m] for r in results]) for m in first.metrics},
+            clean=first.clean,
+            corrupt=first.corrupt,
+            clusters=first.clusters,
+            methodology=dataclasses.replace(first.methodology, **union),
+            findings=findings,
+            cost=dict(cost),
+        )
 
     def _metric(self, metric: str | None) -> str:
         if metric is not None and metric not in self.clean:
-            raise ResultError(f"no metric {metric!r} in this result", where="metric",
-                              fix=f"use one of {', '.join(self.metrics)}")  # fmt: skip
+            raise ResultError(
+                f"no metric {metric!r} in this result", where="metric", fix=f"use one of {', '.join(self.metrics)}"
+            )
         return self.metrics[0] if metric is None else metric
 
     def _corrected(self, p: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
@@ -303,19 +340,22 @@ def _tidy_rows(rows: pd.DataFrame) -> pd.DataFrame:
         if name in ("layer", "index"):
             rows[name] = rows[name].astype("Int64")
         else:
-            rows[name] = (rows[name] if name in rows else pd.Series("", rows.index)).astype(object).map(str)
+            texts = rows[name].astype(object).fillna("") if name in rows else pd.Series("", rows.index)
+            rows[name] = texts.map(str).astype(object)
     return rows[[*COLUMNS, *(name for name in rows if name not in COLUMNS)]]
 
 
 def _known(values: Mapping[str, np.ndarray], metrics: list[str], where: str) -> None:
     unknown = [metric for metric in values if metric not in metrics]
     if unknown:
-        raise ResultError(f"metric {unknown[0]!r} has no clean values", where=where, fix="give clean and corrupt values of it")
+        said = f"metric {unknown[0]!r} has no clean values"
+        raise ResultError(said, where=where, fix="give its values of the clean and the corrupt run")
 
 
 def _sized(values: Mapping[str, np.ndarray], shape: tuple[int, ...], where: str) -> None:
     for metric, value in values.items():
         if value.shape != shape:
             names = "[row, example]" if len(shape) == 2 else "[example]"
-            raise ResultError(f"values of {metric!r} have shape {list(value.shape)}, expected {list(shape)} {names}",
-                              where=where)  # fmt: skip
+            raise ResultError(
+                f"values of {metric!r} have shape {list(value.shape)}, expected {list(shape)} {names}", where=where
+            )

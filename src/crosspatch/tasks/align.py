@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from crosspatch.tasks.tokenize import SHOWN, TokenizedTask, TokenSpan, show
@@ -56,8 +57,8 @@ class PositionMap:
 
 
 FIX = (
-    "give both prompts the same number of tokens (make_task(..., tokenizer=...) does), or name the parts that differ with "
-    "spans= and corrupt_spans=, so that the text between them has equal length"
+    "give both prompts the same number of tokens (make_task(..., tokenizer=...) does), or name the parts that "
+    "differ with spans= and corrupt_spans=, so that the text between them has equal length"
 )
 
 
@@ -98,18 +99,16 @@ def _by_spans(
             if cuts.setdefault(c, d) != d:
                 return f"span {name!r} puts the boundary before clean token {c} at corrupt tokens {cuts[c]} and {d}"
     pieces = sorted(cuts.items())
-    if any(d1 > d2 for (_, d1), (_, d2) in zip(pieces, pieces[1:], strict=False)):
+    if any(d1 > d2 for (_, d1), (_, d2) in pairwise(pieces)):
         return "the spans stand in another order in the corrupt prompt"
     out: list[int | None] = [None] * n
-    for (c1, d1), (c2, d2) in zip(pieces, pieces[1:], strict=False):
+    for (c1, d1), (c2, d2) in pairwise(pieces):
         if c2 - c1 == d2 - d1:
             out[c1:c2] = range(d1, d2)
             continue
         inside = [name for name in names if spans[name][0] <= c1 and c2 <= spans[name][1]]
         if not inside:
-            return (
-                f"clean has {c2 - c1} tokens at {c1}:{c2} where corrupt has {d2 - d1} at {d1}:{d2}, and no span names them"
-            )
+            return f"clean has {c2 - c1} tokens at {c1}:{c2}, corrupt {d2 - d1} at {d1}:{d2}, and no span names them"
         if d2 == d1:
             return f"span {inside[0]!r} has tokens in the clean prompt only"
         out[c2 - 1] = d2 - 1

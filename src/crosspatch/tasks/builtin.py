@@ -47,16 +47,16 @@ def corruptions(name: str) -> Mapping[str, Corruption]:
 def make_task(name: str, n: int = 64, seed: int = 0, corruption: str | None = None, tokenizer: Any = None) -> Task:
     """Generate a built-in task.
 
-    One seed gives the same clean prompts for every corruption (as long as the tokenizer rejects none), so corruptions can
-    be compared on the same sentences.
+    One seed gives the same clean prompts for every corruption (as long as the tokenizer rejects none), so corruptions
+    can be compared on the same sentences.
 
     Args:
         name: see `list_tasks()`.
         n: number of different pairs.
         seed: of the choice of words and frames.
         corruption: see `corruptions(name)`; by default its first.
-        tokenizer: if given, only words that are single tokens in it are used, so that both prompts have the same number of
-            tokens and every answer is one token. Without one, tokenizing aligns by spans where it can.
+        tokenizer: if given, only words that are single tokens in it are used, so that both prompts have the same
+            number of tokens and every answer is one token. Without one, tokenizing aligns by spans where it can.
 
     Raises:
         TaskError: unknown name or corruption, or words that do not suffice.

@@ -40,7 +40,8 @@ def _trim(a: re.Match[str], b: re.Match[str]) -> tuple[CharSpan, CharSpan]:
 
 
 def mark_changes(task: Task) -> Task:
-    """The task with a span for every run of changed words: `changed`, or `changed1`, `changed2`, ... if there are several.
+    """The task with a span for every run of changed words: `changed`, or `changed1`, `changed2`, ... if there are
+    several.
 
     Pairs that have spans of their own, or whose prompts have different numbers of words, stay as they are.
     """

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from crosspatch.tasks.align import FIX, PositionMap, align, alignment_problems
-from crosspatch.tasks.findings import Finding
+from crosspatch.tasks.findings import GateFinding
 from crosspatch.tasks.tokenize import SHOWN, TokenizedTask, show
 
 ALPHA = 0.05  # level of the test of accuracy against chance
@@ -27,7 +27,7 @@ def static_gates(
     context: int | None = None,
     vocab: int | None = None,
     answer_tokens_matter: bool = True,
-) -> list[Finding]:
+) -> list[GateFinding]:
     """Everything that token ids alone can tell.
 
     Args:
@@ -48,30 +48,30 @@ def static_gates(
     return found
 
 
-def _alignment(positions: PositionMap) -> Finding:
+def _alignment(positions: PositionMap) -> GateFinding:
     n, failing = len(positions), positions.failing
     if failing:
         message = f"{len(failing)} of {n} pairs do not align"
-        return Finding("alignment", "failure", message, failing, tuple(alignment_problems(positions)), FIX)
+        return GateFinding("alignment", "failure", message, failing, tuple(alignment_problems(positions)), FIX)
     by_spans = sum(p.kind == "spans" for p in positions.pairs)
-    return Finding("alignment", "info", f"{n - by_spans} pairs align token by token, {by_spans} by spans")
+    return GateFinding("alignment", "info", f"{n - by_spans} pairs align token by token, {by_spans} by spans")
 
 
-def _differs(tokenized: TokenizedTask) -> Finding:
+def _differs(tokenized: TokenizedTask) -> GateFinding:
     same = tuple(i for i, (a, b) in enumerate(zip(tokenized.clean, tokenized.corrupt, strict=True)) if a == b)
     if not same:
-        return Finding("clean-differs", "info", "clean and corrupt differ in every pair")
-    return Finding(
+        return GateFinding("clean-differs", "info", "clean and corrupt differ in every pair")
+    return GateFinding(
         "clean-differs",
         "failure",
-        f"clean and corrupt are the same tokens in {len(same)} of {len(tokenized)} pairs, so that no patch can have an effect",
+        f"clean and corrupt are equal in {len(same)} of {len(tokenized)} pairs, where no patch can have an effect",
         same,
         tuple(f"{i}: {tokenized.display(i)}" for i in same[:SHOWN]),
         "change in the corrupt prompt what the answer depends on",
     )
 
 
-def _duplicates(tokenized: TokenizedTask) -> list[Finding]:
+def _duplicates(tokenized: TokenizedTask) -> list[GateFinding]:
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
     for i, pair in enumerate(zip(map(tuple, tokenized.clean), map(tuple, tokenized.corrupt), strict=True)):
         seen[pair].append(i)
@@ -79,10 +79,10 @@ def _duplicates(tokenized: TokenizedTask) -> list[Finding]:
     if not groups:
         return []
     return [
-        Finding(
+        GateFinding(
             "duplicates",
             "warning",
-            f"{sum(len(g) - 1 for g in groups)} of {len(tokenized)} pairs repeat another one, which makes intervals too narrow",
+            f"{sum(len(g) - 1 for g in groups)} of {len(tokenized)} pairs repeat another, so intervals are too narrow",
             tuple(i for g in groups for i in g[1:]),
             tuple(f"{g}: {tokenized.display(g[0])}" for g in groups[:SHOWN]),
             "keep one of each, with all its answers as a set",
@@ -90,19 +90,19 @@ def _duplicates(tokenized: TokenizedTask) -> list[Finding]:
     ]
 
 
-def _single_tokens(tokenized: TokenizedTask) -> Finding:
+def _single_tokens(tokenized: TokenizedTask) -> GateFinding:
     def split(i: int) -> list[list[int]]:
         return [ids for ids in tokenized.answer_tokens[i] + tokenized.wrong_tokens[i] if len(ids) > 1]
 
     failing = tuple(i for i in range(len(tokenized)) if split(i))
     if not failing:
-        return Finding("single-token-answers", "info", "every answer is one token")
+        return GateFinding("single-token-answers", "info", "every answer is one token")
     readable = tokenized.encoder.readable
     shown = (f"{i}: " + ", ".join(show([readable(t) for t in ids]) for ids in split(i)[:3]) for i in failing[:SHOWN])
-    return Finding(
+    return GateFinding(
         "single-token-answers",
         "failure",
-        f"in {len(failing)} of {len(tokenized)} pairs an answer has more than one token; the metric would read the first only",
+        f"in {len(failing)} of {len(tokenized)} pairs an answer has several tokens; metrics read the first only",
         failing,
         tuple(shown),
         "choose answers that are one token with their leading space, keep the other pairs with "
@@ -110,14 +110,14 @@ def _single_tokens(tokenized: TokenizedTask) -> Finding:
     )
 
 
-def _answers_differ(tokenized: TokenizedTask) -> list[Finding]:
+def _answers_differ(tokenized: TokenizedTask) -> list[GateFinding]:
     rows = zip(tokenized.answers, tokenized.wrong, strict=True)
     failing = {i: sorted(set(right) & set(wrong)) for i, (right, wrong) in enumerate(rows) if set(right) & set(wrong)}
     if not failing:
         return []
     readable = tokenized.encoder.readable
     return [
-        Finding(
+        GateFinding(
             "answers-differ",
             "failure",
             f"in {len(failing)} of {len(tokenized)} pairs a right and a wrong answer begin with the same token",
@@ -128,23 +128,29 @@ def _answers_differ(tokenized: TokenizedTask) -> list[Finding]:
     ]
 
 
-def _too_long(tokenized: TokenizedTask, context: int) -> list[Finding]:
+def _too_long(tokenized: TokenizedTask, context: int) -> list[GateFinding]:
     sizes = [max(len(a), len(b)) for a, b in zip(tokenized.clean, tokenized.corrupt, strict=True)]
     failing = tuple(i for i, n in enumerate(sizes) if n > context)
     if not failing:
         return []
     message = f"{len(failing)} of {len(sizes)} prompts are longer than the model's context of {context} tokens"
     shown = tuple(f"{i}: {sizes[i]} tokens" for i in failing[:SHOWN])
-    return [Finding("context", "failure", message, failing, shown, "shorten them, or use tokenized.select(report.passing)")]
+    return [
+        GateFinding(
+            "context", "failure", message, failing, shown, "shorten them, or use tokenized.select(report.passing)"
+        )
+    ]
 
 
-def _unknown_ids(tokenized: TokenizedTask, vocab: int) -> list[Finding]:
+def _unknown_ids(tokenized: TokenizedTask, vocab: int) -> list[GateFinding]:
     sides = zip(tokenized.clean, tokenized.corrupt, tokenized.answers, tokenized.wrong, strict=True)
     failing = tuple(i for i, lists in enumerate(sides) if max(t for ids in lists for t in ids) >= vocab)
     if not failing:
         return []
-    message = f"{len(failing)} of {len(tokenized)} pairs have token ids that the model (vocabulary {vocab}) does not know"
-    return [Finding("vocabulary", "failure", message, failing, fix="tokenize with the model's own tokenizer")]
+    message = (
+        f"{len(failing)} of {len(tokenized)} pairs have token ids that the model (vocabulary {vocab}) does not know"
+    )
+    return [GateFinding("vocabulary", "failure", message, failing, fix="tokenize with the model's own tokenizer")]
 
 
 # --------------------------------------------------------------------------------------------- on arrays of numbers
@@ -157,7 +163,7 @@ def behaviour(
     better: Literal["higher", "lower"] = "higher",
     metric: str = "metric",
     shown: Sequence[str] = (),
-) -> list[Finding]:
+) -> list[GateFinding]:
     """Does the clean prompt beat the corrupt one by k standard errors of the paired gap?
 
     gap_i = clean_i - corrupt_i (sign turned where lower is better); the gate asks for mean(gap) > k * sd(gap) / sqrt(n)
@@ -174,14 +180,20 @@ def behaviour(
     n = len(gap)
     if bad := tuple(np.flatnonzero(~np.isfinite(gap)).tolist()):
         message = f"{metric} is not a finite number in {len(bad)} of {n} examples"
-        return [Finding("behaviour", "failure", message, bad, _pick(shown, bad), "check the model's dtype and the metric")]
+        return [
+            GateFinding(
+                "behaviour", "failure", message, bad, _pick(shown, bad), "check the model's dtype and the metric"
+            )
+        ]
     mean = float(gap.mean())
     error = float(gap.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    numbers = f"{metric}: clean {clean.mean():.3g}, corrupt {corrupt.mean():.3g}, gap {mean:.3g} +- {error:.2g} (n = {n})"
+    numbers = (
+        f"{metric}: clean {clean.mean():.3g}, corrupt {corrupt.mean():.3g}, gap {mean:.3g} +- {error:.2g} (n = {n})"
+    )
     weak = tuple(np.flatnonzero(gap <= 0).tolist())
     if mean <= 0 or (n > 1 and mean <= k * error):
         return [
-            Finding(
+            GateFinding(
                 "behaviour",
                 "failure",
                 f"{numbers}: the clean prompts do not beat the corrupt ones by {k:g} standard errors",
@@ -191,11 +203,13 @@ def behaviour(
             )
         ]
     if n == 1:
-        return [Finding("behaviour", "warning", f"{numbers}: one example has no standard error", fix="use more pairs")]
-    found = [Finding("behaviour", "info", numbers)]
+        return [
+            GateFinding("behaviour", "warning", f"{numbers}: one example has no standard error", fix="use more pairs")
+        ]
+    found = [GateFinding("behaviour", "info", numbers)]
     if weak:
         message = f"in {len(weak)} of {n} examples the clean prompt does not beat the corrupt one"
-        found.append(Finding("behaviour-examples", "warning", message, weak, _pick(shown, weak)))
+        found.append(GateFinding("behaviour-examples", "warning", message, weak, _pick(shown, weak)))
     return found
 
 
@@ -204,14 +218,14 @@ def preference(
     chance: float | None = 0.5,
     flips: Bool[np.ndarray, " example"] | None = None,
     shown: Sequence[str] = (),
-) -> list[Finding]:
+) -> list[GateFinding]:
     """Does the model prefer the right answer on the clean prompts?
 
     Args:
         prefers: per example, whether it does.
-        chance: probability of preferring it by guessing among the right and wrong answers; the accuracy must exceed it by
-            a one-sided binomial test at level 0.05. None where there are no wrong answers: then the right one must be the
-            most likely token of all in at least half of the examples.
+        chance: probability of preferring it by guessing among the right and wrong answers; the accuracy must exceed
+            it by a one-sided binomial test at level 0.05. None where there are no wrong answers: then the right one
+            must be the most likely token of all in at least half of the examples.
         flips: per example, whether the model prefers the wrong answer on the corrupt prompt.
         shown: a readable text per example.
     """
@@ -224,20 +238,22 @@ def preference(
     if chance is None:
         fails = right < n / 2
     else:
-        fails = bool(binom.sf(right - 1, n, chance) >= ALPHA)
+        fails = bool(bdtrc(right - 1, n, chance) >= ALPHA)  # P(at least this many right by guessing)
         too_few = chance**n >= ALPHA and right == n
         message += f" (chance {chance:.2g})"
     if too_few:
         message += ": too few examples to tell from chance"
-        found = [Finding("accuracy", "warning", message, fix="use more pairs")]
+        found = [GateFinding("accuracy", "warning", message, fix="use more pairs")]
     elif fails:
-        found = [Finding("accuracy", "failure", message, failing, _pick(shown, failing), fix)]
+        found = [GateFinding("accuracy", "failure", message, failing, _pick(shown, failing), fix)]
     else:
-        found = [Finding("accuracy", "warning" if failing else "info", message, failing, _pick(shown, failing))]
+        found = [GateFinding("accuracy", "warning" if failing else "info", message, failing, _pick(shown, failing))]
     if flips is not None and chance is not None:
-        kind = "flips the answer" if flips.mean() > 0.5 else "takes the answer away without putting the other in its place"
-        message = f"on {int(flips.sum())} of {n} corrupt prompts the model prefers the wrong answer: the corruption mostly {kind}"
-        found.append(Finding("corruption", "info", message))
+        kind = (
+            "flips the answer" if flips.mean() > 0.5 else "takes the answer away without putting the other in its place"
+        )
+        message = f"on {int(flips.sum())} of {n} corrupt prompts the model prefers the wrong answer: it mostly {kind}"
+        found.append(GateFinding("corruption", "info", message))
     return found
 
 

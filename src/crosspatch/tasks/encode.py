@@ -1,9 +1,10 @@
-"""One Hugging Face tokenizer seen the way this package needs it: ids, character offsets, continuations, readable tokens."""
+"""A Hugging Face tokenizer as this package needs it: ids, character offsets, continuations, readable tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from crosspatch.errors import TaskError
@@ -40,7 +41,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Token ids of an answer; `exact` is false where prompt and answer merge into other tokens than the prompt's own."""
+    """Token ids of an answer; not `exact` where prompt and answer merge into other tokens than the prompt's own."""
 
     ids: list[int]
     exact: bool
@@ -125,7 +126,7 @@ class Encoder:
                 f"the tokens spell {text[: ends[-1]]!r} of {text!r}, so characters cannot be matched to tokens",
                 fix="use a fast tokenizer (AutoTokenizer.from_pretrained(..., use_fast=True))",
             )
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
     def continuation(self, prompt: str, answer: str) -> Continuation:
         """Token ids that the answer adds to the prompt.
@@ -150,8 +151,8 @@ class Encoder:
         return found.exact and len(found.ids) == 1
 
     def readable(self, token_id: int) -> str:
-        """A token as text: leading spaces kept, special tokens by name, bytes of a cut character as the vocabulary's own
-        string."""
+        """A token as text: leading spaces kept, special tokens by name, bytes of a cut character as the vocabulary's
+        own string."""
         if token_id not in self._texts:
             token = self.tokenizer.convert_ids_to_tokens([token_id])[0]
             if token is None:

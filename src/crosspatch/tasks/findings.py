@@ -1,4 +1,4 @@
-"""What a check has to say: one statement in plain words, how bad it is, and about which examples."""
+"""What a gate has to say: one statement in plain words, how bad it is, and about which examples."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Level = Literal["info", "warning", "failure"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One statement of a check.
+class GateFinding:
+    """One statement of a gate.
 
     Args:
         code: short fixed name of the check, e.g. "alignment".
@@ -32,5 +32,8 @@ class Finding:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"[{self.level}] {self.code}: {self.message}", *(f"    {line}" for s in self.shown for line in s.split("\n"))]
+        lines = [
+            f"[{self.level}] {self.code}: {self.message}",
+            *(f"    {line}" for s in self.shown for line in s.split("\n")),
+        ]
         return "\n".join(lines + ([f"    Fix: {self.fix}"] if self.fix else []))

@@ -1,8 +1,8 @@
 """Checks before anything runs: does this experiment mean something?
 
-A sweep on prompts that do not align, or on a behaviour that the model does not show, gives numbers all the same. The gates
-refuse it and say which examples are at fault. (Rules A4 and A5 of Heimersheim & Nanda, arXiv 2404.15255: the clean
-prompt succeeds, the corrupt one fails, and both have the same roles at the same positions.)
+A sweep on prompts that do not align, or on a behaviour that the model does not show, gives numbers all the same. The
+gates refuse it and say which examples are at fault. (Rules A4 and A5 of Heimersheim & Nanda, arXiv 2404.15255: the
+clean prompt succeeds, the corrupt one fails, and both have the same roles at the same positions.)
 
 The single checks are in `checks`; `gates` puts them to work on a model.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from crosspatch.errors import GateError
 from crosspatch.tasks.align import PositionMap, align
 from crosspatch.tasks.checks import behaviour, preference, static_gates
-from crosspatch.tasks.findings import Finding
+from crosspatch.tasks.findings import GateFinding
 from crosspatch.tasks.tokenize import TokenizedTask
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class GateReport:
         forced: True if the run went on in spite of failures.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[GateFinding, ...]
     positions: PositionMap
     metric: str
     k: float
@@ -55,7 +55,7 @@ class GateReport:
     forced: bool = False
 
     @property
-    def failures(self) -> tuple[Finding, ...]:
+    def failures(self) -> tuple[GateFinding, ...]:
         return tuple(f for f in self.findings if f.level == "failure")
 
     @property
@@ -95,7 +95,14 @@ class GateReport:
         numbers = {name: getattr(self, name).tolist() for name in ("clean", "corrupt", "prefers", "flips")}
         numbers |= {key: [x if np.isfinite(x) else None for x in numbers[key]] for key in ("clean", "corrupt")}
         findings = [f.to_dict() for f in self.findings]
-        return {"metric": self.metric, "k": self.k, "forced": self.forced, "ok": self.ok, "findings": findings, **numbers}
+        return {
+            "metric": self.metric,
+            "k": self.k,
+            "forced": self.forced,
+            "ok": self.ok,
+            "findings": findings,
+            **numbers,
+        }
 
     def __str__(self) -> str:
         verdict = "passed" if self.ok else "forced" if self.forced else "failed"
@@ -121,7 +128,7 @@ def gates(model: Model, tokenized: TokenizedTask, metric: Metric | str = "logit_
     )
     none = np.zeros(0)
     if any(f.code in ("context", "vocabulary") and f.level == "failure" for f in found):
-        note = Finding("behaviour", "warning", "the model was not run, because it cannot take these prompts")
+        note = GateFinding("behaviour", "warning", "the model was not run, because it cannot take these prompts")
         return GateReport((*found, note), positions, one.name, k, none, none, none.astype(bool), none.astype(bool))
     clean, corrupt, prefers, flips = _measure(model, tokenized, one)
     shown = [tokenized.display(i) for i in range(len(tokenized))]
@@ -174,4 +181,3 @@ def _measure(model: Model, tokenized: TokenizedTask, metric: Metric) -> tuple[np
         prefers = choices[0] > 0 if targets.wrong.shape[1] else choices[0] >= 0
         parts.append((*values, prefers.cpu().numpy(), (choices[1] < 0).cpu().numpy()))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-

@@ -100,7 +100,9 @@ class Pair:
     def from_dict(cls, data: Mapping[str, Any]) -> Pair:
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
-            raise TaskError(f"unknown fields {sorted(unknown)} in a pair", fix="use the fields of crosspatch.tasks.Pair")
+            raise TaskError(
+                f"unknown fields {sorted(unknown)} in a pair", fix="use the fields of crosspatch.tasks.Pair"
+            )
         return cls(**data)
 
 
@@ -176,9 +178,7 @@ class Task:
                 where=f"task {name!r}",
                 fix="give lists with one entry per pair (repeat a prompt that is used several times)",
             )
-        pairs = [
-            Pair(a, b, _texts(right), _texts(bad)) for a, b, right, bad in zip(*columns.values(), strict=True)
-        ]
+        pairs = [Pair(a, b, _texts(right), _texts(bad)) for a, b, right, bad in zip(*columns.values(), strict=True)]
         return cls(name, tuple(pairs), **statements)
 
     @property
@@ -255,7 +255,7 @@ class Task:
                 chosen.update(group)
                 taken += 1
         if not chosen:
-            chosen.update(min(groups, key=len))
+            chosen.update(sorted(groups, key=len)[0])
         parts = [[p for i, p in enumerate(self.pairs) if (i in chosen) == held] for held in (False, True)]
         train, test = (dataclasses.replace(self, pairs=tuple(part)) for part in parts)
         return train, dataclasses.replace(test, name=f"{self.name}-held-out")

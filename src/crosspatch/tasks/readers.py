@@ -1,6 +1,7 @@
 """Prompt pairs from files and tables: JSONL, CSV and Hugging Face `datasets`.
 
-Files are untrusted: they are parsed as text, bounded in size, and every complaint names the file, the line and the field.
+Files are untrusted: they are parsed as text, bounded in size, and every complaint names the file, the line and the
+field.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ MAX_PAIRS = 1_000_000
 #: Column names that are understood without a mapping, most specific first.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "clean": ("clean", "clean_prefix", "clean_prompt", "clean_text", "prompt"),
-    "corrupt": ("corrupt", "corrupted", "patch_prefix", "corrupt_prefix", "corrupt_prompt", "corrupted_prompt", "counterfactual"),
+    "corrupt": (
+        "corrupt",
+        "corrupted",
+        "patch_prefix",
+        "corrupt_prefix",
+        "corrupt_prompt",
+        "corrupted_prompt",
+        "counterfactual",
+    ),
     "answers": ("answers", "answer", "clean_answer", "clean_answers", "correct", "label", "target"),
     "wrong": ("wrong", "wrong_answers", "patch_answer", "corrupt_answer", "wrong_answer", "incorrect", "foil"),
     "spans": ("spans", "clean_spans"),
@@ -80,7 +89,11 @@ def from_dataset(
     Arguments and errors as `read_jsonl`; rows count from 0.
     """
     if isinstance(dataset, Mapping):  # a DatasetDict is a mapping of splits
-        raise TaskError(f"got splits {list(dataset)}", where="dataset", fix=f"choose one, e.g. dataset[{next(iter(dataset), 'train')!r}]")
+        raise TaskError(
+            f"got splits {list(dataset)}",
+            where="dataset",
+            fix=f"choose one, e.g. dataset[{next(iter(dataset), 'train')!r}]",
+        )
     info = getattr(dataset, "info", None)
     name = getattr(info, "dataset_name", None) or "dataset"
     rows = ((f"row {i}", row) for i, row in enumerate(dataset))
@@ -99,7 +112,9 @@ def read_task(path: str | Path, **options: Any) -> Task:
         try:
             return Task.from_dict(json.loads(path.read_text("utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TaskError(f"not a task: {error}", where=str(path), fix="write it with write_task(task, path)") from error
+            raise TaskError(
+                f"not a task: {error}", where=str(path), fix="write it with write_task(task, path)"
+            ) from error
     raise TaskError(f"unknown kind of file {suffix!r}", where=str(path), fix="use .jsonl, .csv or .json")
 
 
@@ -143,9 +158,13 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TaskError(f"not JSON: {error}", where=f"{path}, line {number}", fix="give one object per line") from error
+            raise TaskError(
+                f"not JSON: {error}", where=f"{path}, line {number}", fix="give one object per line"
+            ) from error
         if not isinstance(row, dict):
-            raise TaskError(f"a JSON {type(row).__name__}", where=f"{path}, line {number}", fix="give one object per line")
+            raise TaskError(
+                f"a JSON {type(row).__name__}", where=f"{path}, line {number}", fix="give one object per line"
+            )
         yield f"line {number}", row
 
 
@@ -228,7 +247,9 @@ def _pair(row: Mapping[str, Any], mapping: Mapping[str, str], where: str, leadin
     for field, column in mapping.items():
         if column not in row or row[column] is None:
             if field in REQUIRED:
-                raise TaskError(f"field {column!r} ({field}) is missing", where=where, fix="fill it in, or take the row out")
+                raise TaskError(
+                    f"field {column!r} ({field}) is missing", where=where, fix="fill it in, or take the row out"
+                )
             continue
         values[field] = _value(field, row[column], f"{where}, field {column!r}")
     if leading_space == "auto":
@@ -256,7 +277,9 @@ def _value(field: str, value: Any, where: str) -> Any:
     if field in ("answers", "wrong"):
         if isinstance(value, str) and value.startswith("["):
             value = _json(value, where)
-        texts = [value] if isinstance(value, (str, int)) else list(value) if isinstance(value, (list, tuple)) else [None]
+        texts = (
+            [value] if isinstance(value, (str, int)) else list(value) if isinstance(value, (list, tuple)) else [None]
+        )
         return tuple(_text(str(t) if type(t) is int else t, where) for t in texts)
     return _text(value if isinstance(value, str) or field in REQUIRED else str(value), where)
 

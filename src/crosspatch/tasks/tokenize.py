@@ -9,7 +9,7 @@ from typing import Any
 
 from crosspatch.errors import TaskError
 from crosspatch.tasks.encode import Bos, CharSpan, Encoded, Encoder
-from crosspatch.tasks.findings import Finding
+from crosspatch.tasks.findings import GateFinding
 from crosspatch.tasks.pairs import Pair, Side, Task
 
 TokenSpan = tuple[int, int]
@@ -41,7 +41,7 @@ class TokenizedTask:
     wrong_tokens: list[list[list[int]]]
     spans: list[dict[str, TokenSpan]]
     corrupt_spans: list[dict[str, TokenSpan]]
-    findings: tuple[Finding, ...]
+    findings: tuple[GateFinding, ...]
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -74,7 +74,8 @@ class TokenizedTask:
 
     def select(self, examples: Sequence[int]) -> TokenizedTask:
         """These examples only, in this order."""
-        return tokenize_pairs(dataclasses.replace(self.task, pairs=[self.task.pairs[i] for i in examples]), self.encoder)
+        pairs = tuple(self.task.pairs[i] for i in examples)
+        return tokenize_pairs(dataclasses.replace(self.task, pairs=pairs), self.encoder)
 
 
 def show(tokens: Sequence[str]) -> str:
@@ -94,7 +95,9 @@ def tokenize(task: Task, tokenizer: Any, add_bos: bool | None = None) -> Tokeniz
         TaskError: a prompt without tokens, a span without tokens, or no tokenizer.
     """
     if tokenizer is None:
-        raise TaskError("no tokenizer", where=f"task {task.name!r}", fix="pass the model's tokenizer, e.g. model.tokenizer")
+        raise TaskError(
+            "no tokenizer", where=f"task {task.name!r}", fix="pass the model's tokenizer, e.g. model.tokenizer"
+        )
     return tokenize_pairs(task, Encoder(tokenizer, add_bos))
 
 
@@ -105,7 +108,9 @@ def tokenize_pairs(task: Task, encoder: Encoder) -> TokenizedTask:
     corrupt = [encoder.encode(p.corrupt) for p in task.pairs]
     answer_tokens, wrong_tokens, merged = [], [], []
     for i, pair in enumerate(task.pairs):
-        found = {kind: [encoder.continuation(pair.clean, a) for a in getattr(pair, kind)] for kind in ("answers", "wrong")}
+        found = {
+            kind: [encoder.continuation(pair.clean, a) for a in getattr(pair, kind)] for kind in ("answers", "wrong")
+        }
         answer_tokens.append([c.ids for c in found["answers"]])
         wrong_tokens.append([c.ids for c in found["wrong"]])
         if not all(c.exact for c in found["answers"] + found["wrong"]):
@@ -152,8 +157,8 @@ def _token_spans(pair: Pair, side: Side, encoded: Encoded, example: int, task: s
 def token_span(offsets: Sequence[CharSpan], chars: CharSpan, text: str) -> TokenSpan | None:
     """The smallest half-open token span that holds all these characters; None if no token does.
 
-    A space that is a token of its own belongs to the word after it, as it does where the tokenizer joins the two. Without
-    that, words that are known to the tokenizer and words that are spelt out would not align.
+    A space that is a token of its own belongs to the word after it, as it does where the tokenizer joins the two.
+    Without that, words that are known to the tokenizer and words that are spelt out would not align.
     """
     start, end = chars
     inside = [i for i, (s, e) in enumerate(offsets) if s < end and e > start]
@@ -177,16 +182,16 @@ def _corrupt_spans(
 
 def _findings(
     pairs: Sequence[Pair], encoder: Encoder, clean: list[Encoded], corrupt: list[Encoded], merged: list[int]
-) -> list[Finding]:
+) -> list[GateFinding]:
     out = []
     if merged:
         shown = tuple(f"{i}: {pairs[i].clean[-30:]!r} + {pairs[i].answers[0]!r}" for i in merged[:SHOWN])
         out.append(
-            Finding(
+            GateFinding(
                 "answer-merges",
                 "warning",
-                f"in {len(merged)} of {len(pairs)} examples the tokenizer merges the end of the prompt with the answer; the "
-                "answer's tokens were taken as they are after a neutral character",
+                f"in {len(merged)} of {len(pairs)} examples the tokenizer merges the end of the prompt with an answer; "
+                "the answer's tokens were taken as they are after a neutral character",
                 tuple(merged),
                 shown,
                 "end the prompt at a word's end and begin the answer with a space",
@@ -200,11 +205,11 @@ def _findings(
     ]
     if special:
         out.append(
-            Finding(
+            GateFinding(
                 "special-tokens",
                 "warning",
-                f"{len(special)} of {len(pairs)} prompts spell special tokens (such as {encoder.tokenizer.all_special_tokens[0]!r}) "
-                "inside the text, which the tokenizer turns into control tokens",
+                f"{len(special)} of {len(pairs)} prompts spell special tokens inside the text "
+                f"(such as {encoder.tokenizer.all_special_tokens[0]!r}), which the tokenizer takes as control tokens",
                 tuple(special),
                 tuple(f"{i}: {pairs[i].clean!r}" for i in special[:SHOWN]),
                 "take them out of the text; use add_bos=True for a beginning-of-text token",
@@ -213,7 +218,7 @@ def _findings(
     glued = [i for i, p in enumerate(pairs) if p.clean[-1].isalpha() and any(a[0].isalpha() for a in p.answers)]
     if glued:
         out.append(
-            Finding(
+            GateFinding(
                 "answer-without-space",
                 "warning",
                 f"in {len(glued)} of {len(pairs)} examples the answer continues the prompt's last word without a space",

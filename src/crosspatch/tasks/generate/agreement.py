@@ -1,4 +1,5 @@
-"""Subject-verb agreement in four variants (Finlayson et al. 2021, arXiv 2106.06087; Marks et al. 2024, arXiv 2403.19647).
+"""Subject-verb agreement in four variants (Finlayson et al. 2021, arXiv 2106.06087; Marks et al. 2024, arXiv
+2403.19647).
 
 | task | prompt | agrees with |
 |---|---|---|
@@ -19,9 +20,12 @@ from crosspatch.tasks.generate.base import Behaviour, Corruption, Vocabulary, fi
 from crosspatch.tasks.pairs import Pair
 from crosspatch.tasks.words import AGREEMENT_FRAMES, AGREEMENT_VERBS, NOUNS, PEOPLE, PREPOSITIONS, TRANSITIVE_VERBS
 
-SUBJECT = Corruption("the grammatical number of the subject that the verb agrees with", "every word but for its number", True)
+SUBJECT = Corruption(
+    "the grammatical number of the subject that the verb agrees with", "every word but for its number", True
+)
 ATTRACTOR = Corruption(
-    "the grammatical number of the other noun (and of its verb); the answer stays: a control, which the behaviour gate refuses",
+    "the grammatical number of the other noun (and of its verb); the answer stays: a control, which the behaviour "
+    "gate refuses",
     "the subject; every word but for its number",
 )
 BOTH = Corruption("the grammatical number of both nouns (and of the inner verb)", "every word but for its number", True)

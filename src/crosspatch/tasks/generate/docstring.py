@@ -1,5 +1,5 @@
-"""Argument order in a docstring (Heimersheim & Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only
-transformer"), simplified.
+"""Argument order in a docstring (Heimersheim & Janiak 2023, "A circuit for Python docstrings in a 4-layer
+attention-only transformer"), simplified.
 
 The definition lists arguments A to F; the docstring documents C, then D, and the next one, E, is asked for. Every other
 argument of the definition is a wrong answer.
@@ -14,11 +14,19 @@ from crosspatch.tasks.pairs import Pair
 from crosspatch.tasks.words import ARGUMENTS, DESCRIPTION_NOUNS, DESCRIPTIONS, DOCSTRING_FRAMES, FUNCTION_NAMES
 
 CORRUPTIONS = {
-    "symmetric": Corruption("which of the last two arguments (E, F) comes first in the definition", "all words; the docstring", True),
-    "answer-new": Corruption("the argument to be named (E) is another word in the definition", "the other arguments; the docstring"),
+    "symmetric": Corruption(
+        "which of the last two arguments (E, F) comes first in the definition", "all words; the docstring", True
+    ),
+    "answer-new": Corruption(
+        "the argument to be named (E) is another word in the definition", "the other arguments; the docstring"
+    ),
     "def-new": Corruption("all arguments in the definition are other words", "the docstring; the form of the code"),
-    "doc-new": Corruption("the documented arguments are other words than the definition's", "the definition; the descriptions"),
-    "def-doc-new": Corruption("all arguments, in the definition and in the docstring, are other words", "the form; the descriptions"),
+    "doc-new": Corruption(
+        "the documented arguments are other words than the definition's", "the definition; the descriptions"
+    ),
+    "def-doc-new": Corruption(
+        "all arguments, in the definition and in the docstring, are other words", "the form; the descriptions"
+    ),
 }
 _LETTERS = "ABCDEF"
 

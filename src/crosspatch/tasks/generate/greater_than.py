@@ -34,7 +34,7 @@ def digits_per_token(words: Vocabulary) -> int:
     found = words.encoder.continuation(_PROBE, "32")
     if len(found.ids) not in (1, 2):
         raise TaskError(
-            f"the tokenizer splits the year 1732 into {[words.encoder.readable(t) for t in words.encoder.core(' 1732')]}",
+            f"the tokenizer splits 1732 into {[words.encoder.readable(t) for t in words.encoder.core(' 1732')]}",
             where="task 'greater-than'",
             fix="use a tokenizer with two-digit or one-digit tokens",
         )

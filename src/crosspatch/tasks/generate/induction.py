@@ -1,7 +1,7 @@
 """Induction on random tokens (Olsson et al. 2022, arXiv 2209.11895).
 
-A sequence of random words is repeated and cut off; the next word is the one that followed last time. The words are drawn
-from the tokenizer's own vocabulary, each one token, so that nothing but the repetition predicts the answer.
+A sequence of random words is repeated and cut off; the next word is the one that followed last time. The words are
+drawn from the tokenizer's own vocabulary, each one token, so that nothing but the repetition predicts the answer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ LENGTH = 10  # words in the sequence that is repeated
 _REST = "the number of words and the other words"
 
 CORRUPTIONS = {
-    "symmetric": Corruption("which of two words of the first half follows the earlier occurrence", f"{_REST}; the second half", True),
+    "symmetric": Corruption(
+        "which of two words of the first half follows the earlier occurrence", f"{_REST}; the second half", True
+    ),
     "answer-new": Corruption("the word after the earlier occurrence is a new one", f"{_REST}; the second half"),
-    "match-new": Corruption("the earlier occurrence of the last word is a new one, so there is nothing to match", f"{_REST}; the second half"),
-    "first-half": Corruption("all words of the first half are new, so that nothing is repeated", "the number of words; the second half"),
-    "second-half": Corruption("all words of the second half are new, so that nothing is repeated", "the number of words; the first half"),
+    "match-new": Corruption(
+        "the earlier occurrence of the last word is a new one, so there is nothing to match",
+        f"{_REST}; the second half",
+    ),
+    "first-half": Corruption(
+        "all words of the first half are new, so that nothing is repeated", "the number of words; the second half"
+    ),
+    "second-half": Corruption(
+        "all words of the second half are new, so that nothing is repeated", "the number of words; the first half"
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Indirect object identification (Wang et al. 2022, arXiv 2211.00593).
 
-"When Mary and John went to the store, John gave a drink to" -> " Mary". The indirect object (IO) is named once, the subject
-twice (S1, S2). In the order ABB the indirect object comes first, in BAB second.
+"When Mary and John went to the store, John gave a drink to" -> " Mary". The indirect object (IO) is named once, the
+subject twice (S1, S2). In the order ABB the indirect object comes first, in BAB second.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from crosspatch.tasks.words import IOI_FRAMES, NAMES, OBJECTS, PLACES
 _REST = "the sentence, its place and object, and the number of names"
 
 CORRUPTIONS = {
-    "symmetric": Corruption("which of the two names is repeated (S2 becomes the indirect object)", f"{_REST}; both names", True),
+    "symmetric": Corruption(
+        "which of the two names is repeated (S2 becomes the indirect object)", f"{_REST}; both names", True
+    ),
     "abc": Corruption("all three names are new and different, so that none is repeated", _REST),
     "s2-new": Corruption("the repeated name S2 is a new name, so that none is repeated", f"{_REST}; the first clause"),
     "s1-new": Corruption("the first mention of the subject, S1, is a new name", f"{_REST}; the indirect object and S2"),
-    "io-new": Corruption("the indirect object is a new name, which becomes the right answer", f"{_REST}; the repeated name"),
+    "io-new": Corruption(
+        "the indirect object is a new name, which becomes the right answer", f"{_REST}; the repeated name"
+    ),
     "s1-io-new": Corruption("both names of the first clause are new, so that none is repeated", f"{_REST}; S2"),
     "order": Corruption(
         "the order of the two names in the first clause (ABB becomes BAB); the answer stays: a control, "
@@ -29,7 +33,9 @@ CORRUPTIONS = {
         f"{_REST}; both names and which is repeated",
     ),
     "swap": Corruption(
-        "the two names trade places everywhere: which name is right, not which position", f"{_REST}; the order of roles", True
+        "the two names trade places everywhere: which name is right, not which position",
+        f"{_REST}; the order of roles",
+        True,
     ),
     "names": Corruption("all names are new; the order of roles stays, so the new indirect object is right", _REST),
 }
@@ -61,7 +67,7 @@ class Material:
     objects: Sequence[str] = OBJECTS
 
 
-def draw(rng: Random, corruption: str, words: Vocabulary, material: Material = Material()) -> Pair:  # noqa: B008
+def draw(rng: Random, corruption: str, words: Vocabulary, material: Material = Material()) -> Pair:
     """One pair. The clean prompt does not depend on the corruption."""
     names = rng.sample(words.whole(material.names, "names", 5), 5)
     io, s, new = names[0], names[1], names[2:]
@@ -81,7 +87,10 @@ def draw(rng: Random, corruption: str, words: Vocabulary, material: Material = M
         corrupt_spans=corrupt_spans,
         template=frame,
         corruption=corruption,
-        meta={"order": "ABB" if io_first else "BAB", "corrupt_answer": f" {corrupt_answer}" if corrupt_answer else None},
+        meta={
+            "order": "ABB" if io_first else "BAB",
+            "corrupt_answer": f" {corrupt_answer}" if corrupt_answer else None,
+        },
     )
 
 

@@ -1,7 +1,8 @@
 """The field's public prompt sets, read from where the user has them. Nothing is copied into the package.
 
-The folder has one sub-folder per set (`ioi/`, `greater-than/`, ...), with the files under their original names. It is the
-`root` argument, else the environment variable CROSSPATCH_DATA, else `../shared/data` beside a checkout of the repository.
+The folder has one sub-folder per set (`ioi/`, `greater-than/`, ...), with the files under their original names. It is
+the `root` argument, else the environment variable CROSSPATCH_DATA, else `../shared/data` beside a checkout of the
+repository.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 def find_data(root: str | Path | None = None) -> Path | None:
-    """The folder of public data, or None if there is none. Raises TaskError if a folder was named that does not exist."""
+    """The folder of public data, or None. Raises TaskError if a folder was named that does not exist."""
     named = root if root is not None else os.environ.get("CROSSPATCH_DATA")
     if named is not None:
         if not Path(named).is_dir():
@@ -56,8 +57,8 @@ def load_public(
         n: number of pairs, drawn without replacement; default all (for generated sets 64).
         seed: of the draw, and of partners and demonstrations where the set does not fix them.
         corruption: where the set allows several; the error for a wrong one lists them.
-        tokenizer: if given, only pairs that align token by token and whose answers are single tokens are kept; the task's
-            provenance says how many.
+        tokenizer: if given, only pairs that align token by token and whose answers are single tokens are kept; the
+            task's provenance says how many.
 
     Raises:
         TaskError: unknown name or corruption, no data, or no pair that fits the tokenizer.
@@ -77,8 +78,7 @@ def load_public(
         raise TaskError(f"no corruption {chosen!r}", where=f"task {name!r}", fix=f"use {', '.join(source.corruptions)}")
     words = Vocabulary(tokenizer)
     task = source.read(source.path, chosen, seed, words, n)
-    facts_of = {"name": name.replace("/", "-"), "provenance": source.provenance + task.provenance}
-    task = dataclasses.replace(task, **{key: value for key, value in facts_of.items() if value})
+    task = dataclasses.replace(task, name=name.replace("/", "-"), provenance=source.provenance + task.provenance)
     if tokenizer is not None:
         fitting = [p for p in task.pairs if words.fits(p)]
         if not fitting:

@@ -24,9 +24,13 @@ def sources(folder: Path) -> Iterator[Source]:
 
 
 def _function(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | None) -> Task:
-    """`SHOTS` demonstrations and a query. "query": another query, with another answer. "shuffled-labels": the outputs of
-    the demonstrations are permuted so that none is right (Todd et al., section 2), which takes the task away."""
-    rows = [(r["input"], r["output"]) for r in read_json(path) if isinstance(r["input"], str) and isinstance(r["output"], str)]
+    """`SHOTS` demonstrations and a query. "query": another query, with another answer. "shuffled-labels": the outputs
+    of the demonstrations are permuted so that none is right (Todd et al., section 2), which takes the task away."""
+    rows = [
+        (r["input"], r["output"])
+        for r in read_json(path)
+        if isinstance(r["input"], str) and isinstance(r["output"], str)
+    ]
     rng = Random(f"{path.stem}/{seed}")
     pairs = []
     for i, (x, y) in enumerate(rows):
@@ -37,18 +41,20 @@ def _function(path: Path, corruption: str, seed: int, words: Vocabulary, n: int 
             continue
         outputs = [out for _, out in demos]
         if corruption == "query":
-            corrupt_demos, corrupt_query, wrong = demos, partner[0], (f" {partner[1]}",)
+            corrupt_demos, corrupt_query, wrong = demos, partner[0], [f" {partner[1]}"]
         else:
             turned = outputs[1:] + outputs[:1]
             if any(a == b for a, b in zip(outputs, turned, strict=True)):
                 continue
             corrupt_demos = [(a, out) for (a, _), out in zip(demos, turned, strict=True)]
-            corrupt_query, wrong = x, tuple(dict.fromkeys(f" {out}" for out in outputs if out != y))
+            corrupt_query, wrong = x, list(dict.fromkeys(f" {out}" for out in outputs if out != y))
         clean, spans = _few_shot(demos, x)
         corrupt, corrupt_spans = _few_shot(corrupt_demos, corrupt_query)
-        pairs.append(Pair(clean, corrupt, (f" {y}",), wrong, spans, corrupt_spans, path.stem, corruption))
+        pairs.append(Pair(clean, corrupt, (f" {y}",), tuple(wrong), spans, corrupt_spans, path.stem, corruption))
     if not pairs:
-        raise TaskError(f"{len(rows)} rows do not suffice for {SHOTS} demonstrations", where=str(path), fix="use another set")
+        raise TaskError(
+            f"{len(rows)} rows do not suffice for {SHOTS} demonstrations", where=str(path), fix="use another set"
+        )
     varies, holds = {
         "query": ("the query, and with it the answer", "the demonstrations and the function that they show"),
         "shuffled-labels": ("which output stands after which input of the demonstrations", "all words, and the query"),
@@ -82,7 +88,9 @@ def _colors(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | 
         answers, wrong = (f" {'AB'[right]}",), (f" {'BA'[right]}",)
         pairs.append(Pair(clean, corrupt, answers, wrong, spans, corrupt_spans, "two choices", corruption))
     varies, holds = "which letter stands before the right colour", "the question and the two colours"
-    return Task("colors", tuple(pairs), "", varies, holds, "answers a multiple-choice question on the colour of a thing")
+    return Task(
+        "colors", tuple(pairs), "", varies, holds, "answers a multiple-choice question on the colour of a thing"
+    )
 
 
 def _question(thing: str, color: str, choices: list[str]) -> tuple[str, dict[str, CharSpan]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from heapq import nlargest
 from pathlib import Path
 from random import Random
 
@@ -36,7 +35,9 @@ def sources(folder: Path) -> Iterator[Source]:
     corruptions = ("subject",)
     meng = "github.com/kmeng01/rome, MIT licence; Meng et al. 2022 (arXiv 2202.05262); partners drawn here"
     yield Source("known-facts", folder / "known-facts" / "known_1000.jsonl", meng, _known, corruptions)
-    hernandez = "github.com/evandez/relations, MIT licence; Hernandez et al. 2023 (arXiv 2308.09124); partners drawn here"
+    hernandez = (
+        "github.com/evandez/relations, MIT licence; Hernandez et al. 2023 (arXiv 2308.09124); partners drawn here"
+    )
     place = folder / "relations"
     for path in sorted(place.glob("*/*.json")) if place.is_dir() else ():
         yield Source(f"relations/{path.stem}", path, hernandez, _relation, corruptions)
@@ -83,7 +84,9 @@ def _ravel(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | N
         space = "" if template[-1] in "\"'/[" else " "  # the answer continues an open quotation
         facts += [Fact(before, e, after, space + v[attribute]) for e, v in entities.items() if v.get(attribute)]
     if not facts:
-        raise TaskError(f"no prompt of {attribute!r} names its entity once", where=str(path), fix="use another attribute")
+        raise TaskError(
+            f"no prompt of {attribute!r} names its entity once", where=str(path), fix="use another attribute"
+        )
     return _task(facts, attribute, f"recalls the attribute '{attribute}'", seed, words, n, path)
 
 
@@ -92,7 +95,8 @@ def _task(
 ) -> Task:
     """Each fact with a partner that has the same sentence and another answer; with a tokenizer, one of equal length.
 
-    Facts are coupled where possible (each is the other's partner), so that few pairs share a prompt and splits stay small.
+    Facts are coupled where possible (each is the other's partner), so that few pairs share a prompt and splits stay
+    small.
     """
     groups: dict[tuple[str, str, int], list[Fact]] = defaultdict(list)
     facts = list(facts)
@@ -109,7 +113,9 @@ def _task(
     for (before, after, _), group in groups.items():
         pairs += _couple(group, Random(f"{seed}/{before}/{after}"))
     if not pairs:
-        raise TaskError("no two facts share a sentence and differ in the answer", where=str(path), fix="use another set")
+        raise TaskError(
+            "no two facts share a sentence and differ in the answer", where=str(path), fix="use another set"
+        )
     varies, holds = "the subject of the fact, and with it the answer", "the sentence around the subject"
     why = "no partner" if words.encoder is None else "no partner of equal length, or an answer of several tokens"
     return Task(name, tuple(pairs), left_out(drawn - len(pairs), why), varies, holds, description)
@@ -117,20 +123,22 @@ def _task(
 
 def _couple(facts: list[Fact], rng: Random) -> list[Pair]:
     """Couples of facts with different answers, both ways round; those left over get a partner that has one already."""
-    waiting: dict[str, list[Fact]] = defaultdict(list)
-    for fact in rng.sample(facts, len(facts)):
-        waiting[fact.answer].append(fact)
-    kinds = dict(waiting)
-    pairs = []
-    while len(waiting) > 1:
-        # Taking from the two most frequent answers leaves the fewest facts over.
-        one, two = nlargest(2, waiting, key=lambda answer: len(waiting[answer]))
-        a, b = waiting[one][0], waiting[two][0]
-        pairs += [_pair(a, b), _pair(b, a)]
-        waiting = {answer: rest for answer, group in waiting.items() if (rest := group[answer in (one, two) :])}
-    for answer, group in waiting.items():
-        others = [f for kind, some in kinds.items() if kind != answer for f in some]
-        pairs += [_pair(fact, rng.choice(others)) for fact in group if others]
+    shuffled = rng.sample(facts, len(facts))
+    counts = Counter(f.answer for f in shuffled)
+    # Sorted by answer, a fact and the one half the list further on share their answer only if it has more than half
+    # of all.
+    ordered = sorted(shuffled, key=lambda f: (-counts[f.answer], f.answer))
+    half = len(ordered) // 2
+    pairs, left = [], ordered[2 * half :]
+    for a, b in zip(ordered[:half], ordered[half : 2 * half], strict=True):
+        if a.answer == b.answer:
+            left += [a, b]
+        else:
+            pairs += [_pair(a, b), _pair(b, a)]
+    for fact in left:
+        others = [f for f in ordered if f.answer != fact.answer]
+        if others:
+            pairs.append(_pair(fact, rng.choice(others)))
     return pairs
 
 

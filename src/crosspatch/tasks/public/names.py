@@ -36,7 +36,7 @@ def sources(folder: Path) -> Iterator[Source]:
     yield Source(
         "ioi/mib",
         folder / "ioi" / "mib_templates.json",
-        f"words and templates of github.com/aaronmueller/MIB, Apache-2.0; Mueller et al. 2025 (arXiv 2504.13151); {task}; ",
+        f"templates of github.com/aaronmueller/MIB, Apache-2.0; Mueller et al. 2025 (arXiv 2504.13151); {task}; ",
         _mib,
         tuple(ioi.CORRUPTIONS),
     )
@@ -60,7 +60,9 @@ def _dpa(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | Non
         where, clean = f"{path}, line {number}", row["prompt"]
         io, s = _io_and_subject(clean, where)
         if io != row["answer"]:
-            raise TaskError(f"the answer {row['answer']!r} is not the name said once", where=where, fix="use the original file")
+            raise TaskError(
+                f"the answer {row['answer']!r} is not the name said once", where=where, fix="use the original file"
+            )
         corrupt_names, _ = ioi.roles(corruption, io, s, ["", "", ""])
         spans = _spans(clean, io, s)
         corrupt = clean

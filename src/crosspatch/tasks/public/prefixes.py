@@ -26,7 +26,8 @@ TWO_PREFIX = (
     "irregular_past_participle_adjectives", "irregular_plural_subject_verb_agreement_2",
     "left_branch_island_echo_question", "matrix_question_npi_licensor_present", "only_npi_licensor_present",
     "only_npi_scope", "principle_A_domain_3", "regular_plural_subject_verb_agreement_2",
-    "sentential_negation_npi_licensor_present", "sentential_negation_npi_scope", "superlative_quantifiers_2", "transitive",
+    "sentential_negation_npi_licensor_present", "sentential_negation_npi_scope", "superlative_quantifiers_2",
+    "transitive",
 )  # fmt: skip
 _STORIES = ("pronoun_noun", "pronoun_name", "number_simple", "number_pp", "name_copy", "ioi_story")
 
@@ -59,7 +60,9 @@ def _greater_than(path: Path, corruption: str, seed: int, words: Vocabulary, n: 
             clean, corrupt, year = row["clean"], row["corrupted"], int(row["label"])
             match = re.search(r"^The (?P<noun>\w+) .*?(?P<XX>\d\d)(?P<YY>\d\d)\b", clean)
             if match is None or match["YY"] != f"{year:02d}":
-                raise TaskError(f"no start year ends in {year:02d}", where=f"{path}, line {number}", fix="use the original file")
+                raise TaskError(
+                    f"no start year ends in {year:02d}", where=f"{path}, line {number}", fix="use the original file"
+                )
             answers, wrong = TWO_DIGITS[year + 1 :], TWO_DIGITS[: year + 1]
             if single:  # one token a digit: the tens digit, see generate/greater_than.py
                 answers = tuple(str(d) for d in range(year // 10 + 1, 10))
@@ -102,7 +105,9 @@ def _grouped(path: Path) -> list[Pair]:
 def _agreement(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | None) -> Task:
     pairs = []
     for pair in _grouped(path):
-        nouns, corrupt_nouns = ([m.span(1) for m in re.finditer(r"\b[Tt]he (\w+)", t)] for t in (pair.clean, pair.corrupt))
+        nouns, corrupt_nouns = (
+            [m.span(1) for m in re.finditer(r"\b[Tt]he (\w+)", t)] for t in (pair.clean, pair.corrupt)
+        )
         changed = [i for i, (a, b) in enumerate(zip(nouns, corrupt_nouns, strict=True))
                    if pair.clean[slice(*a)] != pair.corrupt[slice(*b)]]  # fmt: skip
         if len(changed) != 1:
@@ -133,7 +138,9 @@ def _blimp(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | N
             good, bad, word = (row[f"two_prefix_{key}"] for key in ("prefix_good", "prefix_bad", "word"))
             answer = word if word.startswith(" ") else f" {word}"
             if good != bad:
-                pairs.append(Pair(good, bad, (answer,), template=uid, corruption=corruption, meta={"pairID": row["pairID"]}))
+                pairs.append(
+                    Pair(good, bad, (answer,), template=uid, corruption=corruption, meta={"pairID": row["pairID"]})
+                )
     varies = "the prefix, which allows the next word in the clean prompt only"
     note = left_out(rows - len(pairs), "the same prefix twice")
     return mark_changes(Task(uid, tuple(pairs), note, varies, "the next word", f"grammar: {uid.replace('_', ' ')}"))

@@ -54,9 +54,8 @@ def read_json(path: Path) -> Any:
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file, xz-packed or not. Raises TaskError naming file and line."""
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
     left = MAX_BYTES
-    with opened as lines:
+    with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             left -= len(line)
             if left < 0:
@@ -64,7 +63,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise TaskError(f"not JSON: {error}", where=f"{path}, line {number}", fix="use the original file") from error
+                raise TaskError(
+                    f"not JSON: {error}", where=f"{path}, line {number}", fix="use the original file"
+                ) from error
             if not isinstance(row, dict):
                 raise TaskError("not an object", where=f"{path}, line {number}", fix="use the original file")
             yield row

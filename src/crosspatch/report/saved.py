@@ -1,0 +1,43 @@
+"""From a folder of saved results to the data of a report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from crosspatch.errors import ResultError
+from crosspatch.report.assemble import report_of
+from crosspatch.report.data import ReportData
+
+COMMAND = "crosspatch.json"
+
+
+def read_folder(folder: Path) -> ReportData:
+    """What a folder of results says.
+
+    Raises:
+        ResultError: no results there, or a file that was damaged.
+    """
+    from crosspatch.results import load_result
+
+    if (folder / "result.json").is_file():
+        return report_of({"sweep": load_result(folder)}, command=command_of(folder))
+    raise ResultError(
+        "the folder holds no results",
+        where=str(folder),
+        fix="give the folder that was --out of `crosspatch localize` or `crosspatch patch`",
+    )
+
+
+def command_of(folder: Path) -> str:
+    """The command that made the folder, quoted for a shell; empty where it was made from Python."""
+    path = folder / COMMAND
+    if not path.is_file():
+        return ""
+    try:
+        words: Any = json.loads(path.read_text("utf-8"))["command"]
+        return shlex.join(["crosspatch", *map(str, words)])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"is not what crosspatch writes ({error})", where=str(path), fix="delete the file") from error
