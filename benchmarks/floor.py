@@ -36,6 +36,7 @@ from dataclasses import dataclass
 
 SWEEPS = ("resid_pre", "z", "q", "k", "v", "mlp_out")
 """The sweeps that can be counted: layer x position for `resid_pre` and `mlp_out`, layer x head for the others."""
+BY_POSITION = ("resid_pre", "mlp_out")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def question_flops(s: Sizes, kind: str, layer: int, place: int, first: int, leng
         ValueError: a kind that is not in `SWEEPS`.
     """
     unembed = 2 * 2 * s.d_model
-    if kind in ("resid_pre", "mlp_out"):
+    if kind in BY_POSITION:
         start = layer if kind == "resid_pre" else layer + 1
         if place < first or (start == s.n_layers and place != length - 1):
             return 0
@@ -133,12 +134,10 @@ def record_flops(s: Sizes, first: int, length: int) -> int:
 
 def sweep_flops(s: Sizes, kind: str, examples: Sequence[tuple[int, int]]) -> int:
     """A whole sweep, both runs included; `examples` are (first differing token, length)."""
+    heads = s.n_heads if kind in ("z", "q") else s.n_kv_heads
     total = 0
     for first, length in examples:
-        if kind in ("resid_pre", "mlp_out"):
-            places = length
-        else:
-            places = s.n_heads if kind in ("z", "q") else s.n_kv_heads
+        places = length if kind in BY_POSITION else heads
         total += record_flops(s, first, length)
         total += sum(question_flops(s, kind, la, pl, first, length) for la in range(s.n_layers) for pl in range(places))
     return total

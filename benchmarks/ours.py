@@ -1,4 +1,4 @@
-"""Crosspatch's side: the same questions to the executor."""
+"""Crosspatch's side: `crosspatch.patch`, as a user calls it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.floor import Sizes
+import crosspatch as cp
+from benchmarks.floor import BY_POSITION, Sizes
 from benchmarks.problem import Problem
-from crosspatch.graph.names import Site
-from crosspatch.model.load import load
-from crosspatch.model.replay import record, replay
-from crosspatch.model.run import Edit, FromRun, Readout, Row
 
 Sweep = Callable[[str], torch.Tensor]
 
@@ -19,42 +16,39 @@ Sweep = Callable[[str], torch.Tensor]
 def our_sweeps(problem: Problem, budget_mib: float | None = None) -> tuple[Sweep, Sizes]:
     """A function from the kind of sweep to the patched metric `[layer, place, example]`, and the model's sizes.
 
-    What it times is recording both runs and replaying every cell of the sweep, cells that change nothing included.
+    What it times is the whole call: tokenising, gates, recording both runs, every cell of the sweep (those included that
+    change nothing), and the diagnosis. One direction and no random controls, because that is all that the peer does.
     """
-    model = load(problem.hf, name="gpt2-small-random")
+    model = cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random")
     shape = model.shape
-    clean, corrupt = problem.clean.tolist(), problem.corrupt.tolist()
-    n, length = problem.clean.shape
-    answers = [*problem.right, *problem.wrong]
-    columns = sorted(set(answers))
-    right = torch.tensor([columns.index(token) for token in problem.right])
-    wrong = torch.tensor([columns.index(token) for token in problem.wrong])
+    task = cp.Task.from_lists(
+        "random-tokens",
+        [problem.text(ids) for ids in problem.clean.tolist()],
+        [problem.text(ids) for ids in problem.corrupt.tolist()],
+        [" " + problem.text([token]) for token in problem.right],
+        [" " + problem.text([token]) for token in problem.wrong],
+    )
 
     def sweep(kind: str) -> torch.Tensor:
-        by_position = kind in ("resid_pre", "mlp_out")
-        places = length if by_position else shape.n_heads if kind in ("z", "q") else shape.n_kv_heads
-        sites = [
-            [Site(kind, layer) if by_position else Site(kind, layer, place) for place in range(places)]
-            for layer in range(shape.n_layers)
-        ]
-        flat = [site for layer in sites for site in (layer[:1] if by_position else layer)]
-        base = record(model, corrupt, restart_at=flat, budget_mib=budget_mib)
-        source = record(model, clean, flat, budget_mib=budget_mib)
-        everywhere = tuple(range(length))
-        rows = [
-            Row(example, (Edit(site, (place,) if by_position else everywhere, FromRun(source, example)),))
-            for layer in sites
-            for place, site in enumerate(layer)
-            for example in range(n)
-        ]
-        values = torch.empty(len(rows))
-
-        def on_read(read: Readout) -> None:
-            index = torch.arange(len(read.row))
-            values[read.row] = read.logits[index, right[read.example]] - read.logits[index, wrong[read.example]]
-
-        replay(base, rows, on_read, columns=columns, budget_mib=budget_mib)
-        return values.view(shape.n_layers, places, n)
+        heads = shape.n_heads if kind in ("z", "q") else shape.n_kv_heads
+        layers = range(shape.n_layers)
+        if kind in BY_POSITION:
+            sites = [cp.Site(kind, layer) for layer in layers]
+        else:
+            sites = [cp.Site(kind, layer, head) for layer in layers for head in range(heads)]
+        result = cp.patch(
+            model,
+            task,
+            sites,
+            positions="tokens" if kind in BY_POSITION else "all",
+            direction="denoise",
+            metrics="logit_diff",
+            random_control=False,
+            force=True,  # a model with random weights cannot do the task, and the gate says so
+            budget_mib=budget_mib,
+        )
+        # Rows come in the order of layers, then positions or heads.
+        return torch.from_numpy(result.denoise["logit_diff"]).view(shape.n_layers, -1, len(problem.clean))
 
     config = problem.hf.config
     sizes = Sizes(

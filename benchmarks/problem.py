@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -14,11 +18,13 @@ class Problem:
 
     Attributes:
         hf: randomly initialised, float32, on the CPU.
+        tokenizer: one word (`t7`) for each token id (7).
         clean, corrupt: token ids `[example, position]`, equal before `first`.
         right, wrong: the two tokens of each example whose logits' difference is the metric.
     """
 
     hf: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
     clean: torch.Tensor
     corrupt: torch.Tensor
     right: list[int]
@@ -29,18 +35,21 @@ class Problem:
     def examples(self) -> list[tuple[int, int]]:
         return [(self.first, self.clean.shape[1])] * len(self.clean)
 
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(f"t{token}" for token in ids)
 
-def gpt2_small(n_pairs: int = 8, length: int = 24, first: int = 6, seed: int = 0) -> Problem:
-    """GPT-2 small's sizes. Every token from `first` on is drawn anew with probability one half, `first` always."""
+
+def gpt2_small(n_pairs: int = 8, length: int = 24, first: int = 6, seed: int = 0, **config: int) -> Problem:
+    """GPT-2 small's sizes, or others for a quick look. Corrupt tokens are drawn anew from `first` on."""
     torch.manual_seed(seed)
-    # The usual initial standard deviation of 0.02 makes attention uniform and effects tiny; at 0.08 the effects
-    # are of the size of the logits, so that agreement to 1e-4 means something. Time does not depend on it.
-    config = GPT2Config(initializer_range=0.08)
-    hf = GPT2LMHeadModel(config).eval()
-    clean = torch.randint(config.vocab_size, (n_pairs, length))
+    hf = GPT2LMHeadModel(GPT2Config(**config)).eval()
+    size = hf.config.vocab_size
+    clean = torch.randint(size, (n_pairs, length))
     corrupt = clean.clone()
-    redrawn = torch.rand(n_pairs, length) < 0.5
-    redrawn[:, :first], redrawn[:, first] = False, True
-    corrupt[redrawn] = (clean[redrawn] + torch.randint(1, config.vocab_size, (int(redrawn.sum()),))) % config.vocab_size
-    answers = torch.randint(config.vocab_size, (n_pairs, 2))
-    return Problem(hf, clean, corrupt, answers[:, 0].tolist(), answers[:, 1].tolist(), first)
+    corrupt[:, first:] = (clean[:, first:] + torch.randint(1, size, (n_pairs, length - first))) % size
+    right = torch.randint(size, (n_pairs,))
+    wrong = (right + torch.randint(1, size, (n_pairs,))) % size
+    words = Tokenizer(WordLevel({f"t{token}": token for token in range(size)}, unk_token="t0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    return Problem(hf, tokenizer, clean, corrupt, right.tolist(), wrong.tolist(), first)

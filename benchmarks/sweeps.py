@@ -97,7 +97,7 @@ def show(lines: Sequence[Line], threads: int) -> None:
 
     peer = next((line.peer for line in lines if line.peer), "peer")
     table = Table(
-        title=f"GPT-2-small sizes, 8 pairs of 24 tokens that differ from token 6 on, {threads} threads, float32"
+        title=f"GPT-2-small sizes, 8 pairs of 24 tokens, first difference at token 6, {threads} threads, float32"
     )
     table.add_column("sweep")
     for heading in ("ours s", f"{peer} s", "ratio", "floor fraction", "max abs diff", "peak MiB"):

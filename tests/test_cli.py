@@ -11,7 +11,8 @@ import pytest
 
 from crosspatch.cli import console, main
 from crosspatch.cli.console import Bars, finite, table
-from crosspatch.cli.inputs import MARKER, claim, is_file
+from crosspatch.cli.folders import MARKER, essential, open_folder
+from crosspatch.cli.inputs import is_file
 from crosspatch.errors import GateError, ResultError
 
 
@@ -210,34 +211,62 @@ def test_a_folder_without_a_model_is_bad_input(run, tmp_path) -> None:
 # --------------------------------------------------------------------------------------------------------- folders
 
 
-def test_an_output_folder_is_taken_only_if_nothing_is_lost(tmp_path) -> None:
+def test_an_output_folder_is_taken_only_if_nothing_is_lost(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["crosspatch", "localize", "--task", "ioi"])
     new = tmp_path / "new"
-    claim(new, resume=False, overwrite=False)
-    assert new.is_dir()
-    claim(new, resume=False, overwrite=False)
+    open_folder(new, resume=False, overwrite=False)
+    assert json.loads((new / MARKER).read_text())["command"] == ["localize", "--task", "ioi"]
+    open_folder(new, resume=False, overwrite=False)
 
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
     for flags in ({"resume": False, "overwrite": False}, {"resume": True, "overwrite": False}):
         with pytest.raises(ResultError, match="not a results folder"):
-            claim(foreign, **flags)
-    claim(foreign, resume=False, overwrite=True)
+            open_folder(foreign, **flags)
+    assert not (foreign / MARKER).exists()
+    open_folder(foreign, resume=False, overwrite=True)
+    open_folder(foreign, resume=False, overwrite=True)
     assert (foreign / "thesis.tex").read_text() == "years of work"
-
-    (new / MARKER).write_text("{}")
-    claim(new, resume=False, overwrite=False)
-    (new / "result.json").write_text("{}")
-    with pytest.raises(ResultError, match="already holds results"):
-        claim(new, resume=False, overwrite=False)
-    claim(new, resume=True, overwrite=False)
-    claim(new, resume=False, overwrite=True)
-    with pytest.raises(ResultError, match="replaces"):
-        claim(new, resume=True, overwrite=True)
 
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="it is a file"):
-        claim(tmp_path / "file", resume=False, overwrite=True)
+        open_folder(tmp_path / "file", resume=False, overwrite=True)
+
+
+def test_results_are_kept_with_resume_and_replaced_with_overwrite(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["crosspatch", "localize", "--task", "ioi"])
+    out = tmp_path / "out"
+    open_folder(out, resume=False, overwrite=False)
+    results = [
+        out / "report.html",
+        out / "levels" / "head" / "result.json",
+        out / "levels" / "head" / "parts" / "methodology.json",
+    ]
+    results.append(out / "levels" / "head" / "rows-0123456789ab.parquet")
+    notes = [out / "notes.txt", out / "levels" / "head" / "my.parquet"]
+    for path in results + notes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    with pytest.raises(ResultError, match="already holds results"):
+        open_folder(out, resume=False, overwrite=False)
+    with pytest.raises(ResultError, match="replaces"):
+        open_folder(out, resume=True, overwrite=True)
+    monkeypatch.setattr(sys, "argv", ["crosspatch", "localize", "--task", "induction", "--resume"])
+    with pytest.raises(ResultError, match="another command"):
+        open_folder(out, resume=True, overwrite=False)
+    monkeypatch.setattr(sys, "argv", ["crosspatch", "localize", "--task", "ioi", "--threads", "2", "--resume"])
+    open_folder(out, resume=True, overwrite=False)
+    assert all(path.exists() for path in results + notes)
+    open_folder(out, resume=False, overwrite=True)
+    assert not any(path.exists() for path in results)
+    assert all(path.exists() for path in notes)
+    assert not (out / "levels" / "head" / "parts").exists()
+
+
+def test_the_recorded_command_is_what_decides_the_result() -> None:
+    words = ["patch", "--n", "4", "--threads", "2", "--budget-mib=100", "--json", "-q", "--resume", "--seed", "1"]
+    assert essential(words) == ["patch", "--n", "4", "--seed", "1"]
 
 
 # --------------------------------------------------------------------------------------------------------- console
@@ -314,3 +343,70 @@ def test_files_are_told_from_names() -> None:
     assert is_file("data/ioi.CSV")
     assert is_file("./ioi")
     assert not is_file("ioi")
+
+
+# ----------------------------------------------------------------------------------------------------------- patch
+
+
+SWEEP = ["patch", "--sites", "a*.h*@END, r*", "--n", 6, "--metric", "logit_diff", "--metric", "prob", "--quiet"]
+
+
+def test_patch_refuses_and_leaves_no_result(run, random_model, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, stdout, err = run(*SWEEP, "--model", random_model, "--out", out)
+    assert (code, stdout) == (1, "")
+    assert err.startswith("Refused")
+    assert "--force" in err or "force=True" in err
+    assert not (out / "result.json").exists()
+
+
+def test_patch_forced_saves_prints_and_reports(run, random_model, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [*SWEEP, "--model", random_model, "--out", out, "--force"]
+    code, stdout, _ = run(*command)
+    assert code == 0
+    assert "INT" in stdout.splitlines()[0]
+    assert "error: Gates were overruled" in stdout
+    page = (out / "report.html").read_text()
+    assert 'role="alert"' in page
+    assert "crosspatch patch --sites" in page
+    assert json.loads((out / MARKER).read_text())["command"] == essential([str(c) for c in command])
+
+    code, _, err = run(*command)
+    assert code == 2
+    assert "already holds results" in err
+    code, stdout, _ = run(*command, "--resume", "--json")
+    report = json.loads(stdout)
+    assert code == 0
+    assert report["metric"] == "logit_diff"
+    assert {"address", "denoise_effect", "noise_effect", "int", "gate", "q_denoise"} <= report["rows"][0].keys()
+
+    (out / "report.html").unlink()
+    code, stdout, _ = run("report", out)
+    assert code == 0
+    assert (out / "report.html").read_text() == page
+    code, _, _ = run(*command, "--overwrite", "--seed", 3)
+    assert code == 0
+
+
+def test_report_needs_results(run, tmp_path) -> None:
+    code, _, err = run("report", tmp_path)
+    assert code == 2
+    assert "holds no results" in err
+
+
+@pytest.mark.parametrize(("source", "says"), [("nothing", "unknown source"), ("noise:much", "unknown source")])
+def test_a_wrong_source_is_bad_input(run, random_model, source, says) -> None:
+    code, _, err = run(*SWEEP, "--model", random_model, "--source", source, "--force")
+    assert code == 2
+    assert says in err
+
+
+def test_sources_are_read_from_text() -> None:
+    from crosspatch.cli.sweeping import source_of
+
+    assert source_of("paired", 0).describe() == {"source": "other run"}
+    assert source_of("zero", 0).describe() == {"source": "zero"}
+    assert source_of("mean:clean", 0).describe()["over"] == "clean"
+    assert source_of("noise:2", 5).describe() == {"source": "gaussian noise", "scale": 2.0, "draws": 10, "seed": 5}
+    assert source_of("resample", 7).describe()["seed"] == 7

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.floor import SWEEPS, Sizes, question_flops, record_flops, sweep_flops
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from benchmarks.floor import SWEEPS, Sizes, question_flops, record_flops, sweep_flops
 
 GPT2 = Sizes(n_layers=12, n_heads=12, n_kv_heads=12, d_model=768, d_head=64, d_mlp=3072)
 

@@ -75,7 +75,7 @@ def test_any_text_is_a_site_or_a_clear_refusal(text):
     try:
         site = parse_site(text)
     except AddressError as error:
-        assert error.fix  # noqa: PT017
+        assert error.fix
     else:
         assert parse_site(str(site)) == site
 

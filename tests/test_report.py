@@ -18,6 +18,7 @@ from crosspatch.report.attention import attention_matrix
 from crosspatch.report.data import (
     Attention,
     Band,
+    Confirmed,
     Effect,
     Estimate,
     Example,
@@ -110,10 +111,12 @@ def sample(**changes: object) -> ReportData:
             Level("residual", tuple(residual)),
             Level("heads", tuple(heads), {"prob": tuple(heads)}, Band((-0.1, 0.1), (-0.2, 0.2), "is the control")),
         ),
-        attention=(Attention("a1.h2", tokens, pattern, spans, tokens, pattern),),
+        attention=(Attention("a1.h2", 0, tokens, pattern, spans, tokens, pattern),),
         takeovers=(
             Takeover("a1.h2", "a0.h1", Estimate(0.1, 0, 0.2), Estimate(0.9, 0.8, 1), Estimate(0.8, 0.6, 1), 0.4, True),
         ),
+        confirmed=(Confirmed("a1.h2", 0.5, 0.7, Estimate(0.4, 0.3, 0.5, 0.4), Estimate(0.6, 0.5, 0.7, 0.6), True),),
+        n_held_out=5,
         findings=(Remark("warning", EVIL[0], EVIL[1], EVIL[2], ("a1.h2", "a0.h0")), Remark("note", "all well", "")),
         methodology={"source": EVIL[0]}, environment={"torch": EVIL[1]}, cost={"wall time": "3 s"},
         command=f"crosspatch --task '{EVIL[0]}'",
@@ -190,12 +193,25 @@ def test_the_headline_names_the_strongest_part_with_its_numbers() -> None:
 
 def test_the_page_shows_every_section_that_has_something_to_say(page: str) -> None:
     ids = {attributes.get("id") for _, attributes in Elements(page).tags}
-    assert {"summary", "question", "gates", "maps", "parts", "attention", "backup", "diagnosis", "reproduce"} <= ids
+    assert {
+        "summary",
+        "question",
+        "gates",
+        "maps",
+        "parts",
+        "attention",
+        "backup",
+        "confirmed",
+        "diagnosis",
+        "reproduce",
+    } <= ids
     assert 'role="alert"' in page
     assert "is the control" in page
-    bare = render(sample(gates=(), levels=(), attention=(), takeovers=(), findings=(), examples=(), forced=False))
+    bare = render(
+        sample(gates=(), levels=(), attention=(), takeovers=(), confirmed=(), findings=(), examples=(), forced=False)
+    )
     ids = {attributes.get("id") for _, attributes in Elements(bare).tags}
-    assert not {"gates", "maps", "parts", "attention", "backup"} & ids
+    assert not {"gates", "maps", "parts", "attention", "backup", "confirmed"} & ids
     assert 'role="alert"' not in bare
     assert "found nothing to object to" in bare
 

@@ -111,6 +111,17 @@ def test_a_direction_that_was_not_run_is_missing_not_zero():
     assert set(result_of(noise={}).long()["direction"]) == {"denoise"}
 
 
+def test_frames_are_computed_once_and_never_stale():
+    result = result_of()
+    before = result.frame()
+    before["denoise_effect"] = 0.0
+    pd.testing.assert_frame_equal(result.frame(), result_of().frame())
+    result.denoise["logit_diff"] += 1
+    np.testing.assert_allclose(result.frame()["denoise_effect"], result_of().frame()["denoise_effect"] + 1)
+    result.rows["control"] = "random site"
+    assert result.frame()["q_denoise"].isna().all()
+
+
 def test_random_controls_are_in_the_table_but_in_no_ranking_and_no_family():
     heads, control = result_of(), result_of([("a0.h5", 5.0, 5.0)] * 20, control="random site")
     joined = SweepResult.concat([heads, control])
@@ -303,6 +314,14 @@ def test_a_crash_while_saving_leaves_the_old_result(tmp_path, monkeypatch, step)
     assert not list(tmp_path.glob(".writing-*"))
 
 
+def test_what_json_cannot_say_is_refused_before_anything_is_replaced(tmp_path):
+    old = result_of(findings=[Finding("x", "note", "numpy row", rows=list(np.arange(2)))])
+    old.save(tmp_path)
+    with pytest.raises(ResultError, match="cannot be written as JSON"):
+        result_of(cost={"seconds": np.nan}, seed=3).save(tmp_path)
+    assert_same(SweepResult.load(tmp_path), old)
+
+
 def test_other_programs_read_the_effects(tmp_path):
     result_of().save(tmp_path)
     table = pd.read_parquet(tmp_path / "effects.parquet")
@@ -344,6 +363,7 @@ def edit(folder, change):
             r"findings\[0\].rows",
         ),
         (lambda d: d.update(cost=[]), "cost: "),
+        (lambda d: d.update(cost={"seconds": "1"}), "cost: costs are numbers"),
     ],
 )
 def test_a_malformed_sidecar_is_refused_with_file_and_field(tmp_path, change, says):

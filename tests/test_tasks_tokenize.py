@@ -12,7 +12,7 @@ from crosspatch.errors import TaskError
 from crosspatch.tasks import Pair, Task, make_task
 from crosspatch.tasks.encode import Encoder
 from crosspatch.tasks.tokenize import token_span
-from tests.task_tokenizers import SlowWords, bpe, embedded, stories
+from task_tokenizers import SlowWords, bpe, embedded, stories
 
 PAIR = Pair("The cat sat near Mary and", "The dog sat near Mary and", (" John",), (" Mary",), spans={"animal": "cat"})
 TASK = Task("t", (PAIR,))

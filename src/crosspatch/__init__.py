@@ -33,7 +33,7 @@ _HOME = {
         "OtherRun",
         "Resample",
         "Zero",
-        "co_ablate",
+        "conditional",
         "diagnose",
         "drill",
         "localize",
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from crosspatch.patching import OtherRun as OtherRun
     from crosspatch.patching import Resample as Resample
     from crosspatch.patching import Zero as Zero
-    from crosspatch.patching import co_ablate as co_ablate
+    from crosspatch.patching import conditional as conditional
     from crosspatch.patching import diagnose as diagnose
     from crosspatch.patching import drill as drill
     from crosspatch.patching import localize as localize

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crosspatch.cli.console import CHECK_FAILED, errors_console, note, result
-from crosspatch.errors import ModelError, ResultError, TaskError
+from crosspatch.errors import ModelError, TaskError
 
 if TYPE_CHECKING:
     from crosspatch.model import Model
@@ -34,7 +33,6 @@ Budget = Annotated[float | None, typer.Option("--budget-mib", min=1, help="Memor
 
 FILES = (".jsonl", ".ndjson", ".csv", ".json")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-MARKER = "crosspatch.json"
 
 
 def load_model(name: str, dtype: str | None = None, device: str | None = None, threads: int | None = None) -> Model:
@@ -123,42 +121,3 @@ def load_task(name: str, tokenizer: Any, n: int, seed: int, corruption: str | No
             note(f"{name} has {len(task)} pairs; all of them are used.")
         return task
     return task.sample(n, seed)
-
-
-def claim(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that writing into `out` destroys nothing that the user did not give up.
-
-    An empty or new folder is taken. A results folder of ours is taken with --resume (kept) or --overwrite (its
-    files are replaced). Any other folder with something in it is refused without --overwrite; nothing of it is deleted.
-
-    Raises:
-        ResultError: the folder may not be used.
-    """
-    if resume and overwrite:
-        raise ResultError(
-            "--resume keeps what is there, --overwrite replaces it", where=str(out), fix="give one of them"
-        )
-    if out.exists() and not out.is_dir():
-        raise ResultError("it is a file", where=str(out), fix="give --out a folder")
-    ours = (out / MARKER).is_file()
-    if out.is_dir() and any(path.name != MARKER for path in out.iterdir()):
-        if not ours and not overwrite:
-            raise ResultError(
-                "the folder is not empty and is not a results folder of Crosspatch",
-                where=str(out),
-                fix="give another --out, or --overwrite to write into it (nothing of yours is deleted)",
-            )
-        if ours and not (resume or overwrite):
-            raise ResultError(
-                "the folder already holds results",
-                where=str(out),
-                fix="--resume goes on where it stopped, --overwrite starts again, or give another --out",
-            )
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def sign(out: Path, command: list[str]) -> None:
-    """Mark the folder as ours and keep the command that made it."""
-    from crosspatch.results.files import write_json
-
-    write_json(out / MARKER, {"made by": "crosspatch", "command": command})

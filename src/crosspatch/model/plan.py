@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from crosspatch.model.run import STAGES, Edit, FromRun, Key, Row, Run, store_key
 _AFTER_ATTENTION = frozenset(STAGES[STAGES.index("z") :])
 # Edits of these kinds in the last layer reach the output only from a position that is read.
 _LAST_LAYER_LOCAL = _AFTER_ATTENTION | {"q", "pattern"}
+_COMPARED = 2**22  # numbers compared at once: bounded memory, whatever the number of edits
 
 
 @dataclass
@@ -295,15 +297,18 @@ def example_of(run: Run, token: int) -> int:
 
 def _mark_equal_values(base: Run, run: Run, key: Key, atoms: list[Atom], examples: list[int]) -> None:
     ours, theirs = base.packed(key), run.packed(key)
-    open_ = [(a, i) for a in atoms for i in range(len(a.positions)) if i not in a.equal]
-    for lo in range(0, len(open_), 65536):  # bounded memory, whatever the number of edits
-        part = open_[lo : lo + 65536]
-        here = ours[[base.offset[examples[a.row]] + a.positions[i] for a, i in part]]
-        different = here != theirs[[a.source_tokens[i] for a, i in part]].to(here.device)
-        if part[0][0].site.index is not None:  # [token, head, d_head], or [token, neuron]
-            index = torch.tensor([a.site.index for a, _ in part], device=here.device)
-            different = different[torch.arange(len(part), device=here.device), index]
-        flags = different.flatten(1).any(1) if different.dim() > 1 else different
+    whole = atoms[0].site.index is None  # else one head of [token, head, d_head], or one neuron of [token, neuron]
+    step = max(1, _COMPARED // (ours[0].numel() if whole else ours[0, 0].numel()))
+    spots = [(atom, i) for atom in atoms for i in range(len(atom.positions)) if i not in atom.equal]
+    for lo in range(0, len(spots), step):
+        part = spots[lo : lo + step]
+        here: Any = [base.offset[examples[atom.row]] + atom.positions[i] for atom, i in part]
+        there: Any = [atom.source_tokens[i] for atom, i in part]
+        if not whole:
+            index = [atom.site.index for atom, _ in part]
+            here, there = (here, index), (there, index)
+        different = ours[here] != theirs[there].to(ours.device)
+        flags = different.any(-1) if different.dim() > 1 else different
         for (atom, i), flag in zip(part, flags.tolist(), strict=True):
             if not flag:
                 atom.equal.add(i)

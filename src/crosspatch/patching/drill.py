@@ -100,7 +100,7 @@ def drill(
         AddressError: an unknown granularity.
         GateError and others: see `patch`.
     """
-    _check_plan(plan)
+    check_plan(plan)
     setup = set_up(model, task, source=source, metrics=metrics, k=k, force=force, budget_mib=budget_mib)
     setup.seed, setup.progress, setup.random_control = seed, progress, random_control
     return run_drill(setup, plan, top=top, alpha=alpha, min_effect=min_effect, out=out)
@@ -130,7 +130,8 @@ def run_drill(
     return Drill(levels)
 
 
-def _check_plan(plan: Sequence[str]) -> None:
+def check_plan(plan: Sequence[str]) -> None:
+    """Raise an AddressError for a plan with unknown granularities, or none."""
     unknown = [name for name in plan if name not in PLAN]
     if unknown or not plan:
         raise AddressError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Experiment:
     owner: list[int]
     task: Task
     budget_mib: float | None = None
+    _baselines: dict[Side, dict[str, Float[np.ndarray, " example"]]] = field(default_factory=dict, repr=False)
 
     @property
     def n_examples(self) -> int:
@@ -64,11 +65,13 @@ class Experiment:
         return Setting(self.model, self.tokenized, self.runs, self.budget_mib)
 
     def baseline(self, side: Side) -> dict[str, Float[np.ndarray, " example"]]:
-        """The metrics of an unpatched run, per example of the task."""
-        tally = _Tally(self, 1)
-        rows = [Row(example, ()) for example in range(len(self.owner))]
-        tally.run(self.runs[side], rows, [0] * len(rows))
-        return {name: values[0] for name, values in tally.means().items()}
+        """The metrics of an unpatched run, per example of the task; measured once."""
+        if side not in self._baselines:
+            tally = _Tally(self, 1)
+            rows = [Row(example, ()) for example in range(len(self.owner))]
+            tally.run(self.runs[side], rows, [0] * len(rows))
+            self._baselines[side] = {name: values[0] for name, values in tally.means().items()}
+        return self._baselines[side]
 
     def measure(
         self,

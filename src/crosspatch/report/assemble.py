@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crosspatch.report.data import Attention, Example, Gate, Remark, ReportData
+from crosspatch.report.data import Attention, Confirmed, Estimate, Example, Gate, ReportData, Takeover
 from crosspatch.report.levels import baseline, level_of, remarks_of
 from crosspatch.report.words import METRICS, UNITS
 
 if TYPE_CHECKING:
+    from crosspatch.patching import Localization
     from crosspatch.results import Methodology, SweepResult
 
 METHOD = (
@@ -51,7 +54,7 @@ def report_of(levels: Mapping[str, SweepResult], **extra: Any) -> ReportData:
         "corrupt": baseline(first, "corrupt"),
         "forced": any(r.methodology.forced for r in results),
         "levels": tuple(level_of(result, name) for name, result in levels.items()),
-        "findings": unique_remarks(results),
+        "findings": remarks_of(joined(results)),
         "methodology": method_of([r.methodology for r in results]),
         "environment": environment_of(made_by),
         "cost": cost_of(results),
@@ -59,17 +62,9 @@ def report_of(levels: Mapping[str, SweepResult], **extra: Any) -> ReportData:
     return ReportData(**(fields | extra))
 
 
-def unique_remarks(results: Sequence[SweepResult]) -> tuple[Remark, ...]:
-    """The findings of all levels, most serious first; what several levels say in the same words is said once."""
-    merged: dict[tuple[str, str, str], Remark] = {}
-    for result in results:
-        for remark in remarks_of(result):
-            key = (remark.severity, remark.title, remark.detail)
-            rows = merged[key].rows if key in merged else ()
-            together = tuple(dict.fromkeys(rows + remark.rows))
-            merged[key] = Remark(remark.severity, remark.title, remark.detail, remark.fix, together, remark.code)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(merged.values(), key=lambda r: order[r.severity]))
+def joined(results: Sequence[SweepResult]) -> SweepResult:
+    """The levels as one table."""
+    return results[0] if len(results) == 1 else type(results[0]).concat(results)
 
 
 def method_of(all_of_them: Sequence[Methodology]) -> dict[str, str]:
@@ -157,6 +152,90 @@ def gates_of(report: Mapping[str, Any]) -> tuple[Gate, ...]:
     )
 
 
+def report_of_localization(found: Localization, **extra: Any) -> ReportData:
+    """The report of everything that `localize` found.
+
+    Args:
+        found: what `localize` returned, or `Localization.load` read.
+        extra: further fields of `ReportData`, such as `command`.
+    """
+    about, gap = found.about, gap_of(found)
+    task, model = about["task"], about["model"]
+    fields: dict[str, Any] = {
+        "description": task["description"],
+        "varies": task["varies"],
+        "holds": task["holds"],
+        "provenance": task["provenance"],
+        "model_facts": model_facts(model),
+        "examples": tuple(example_of(pair) for pair in found.examples),
+        "gates": gates_of(found.gates),
+        "forced": bool(found.gates.get("forced")),
+        "attention": tuple(attention_of(view) for view in found.attention),
+        "takeovers": takeovers_of(found.conditional.to_dict("records"), gap),
+        "confirmed": tuple(confirmed_of(row) for row in found.confirmed.to_dict("records")),
+        "n_held_out": int(task.get("n_held_out", 0)),
+        "findings": remarks_of(found.drill.result, found.findings),
+    }
+    data = report_of(found.drill.levels, **(fields | extra))
+    whole = {"wall time": duration(about["seconds"])} if about.get("seconds") else {}
+    settings = about.get("settings", {})
+    asked = {name: str(settings[name]) for name in ("top", "alpha", "min_effect", "k") if name in settings}
+    return replace(data, cost=data.cost | whole, methodology=data.methodology | asked)
+
+
+def gap_of(found: Localization) -> float:
+    """Mean clean minus mean corrupt value of the primary metric."""
+    return float(np.nanmean(next(iter(found.drill.levels.values())).gap()))
+
+
+def model_facts(model: Mapping[str, Any]) -> dict[str, str]:
+    """Class and sizes as a person says them."""
+    heads = f"{model['n_heads']} heads"
+    if model["n_kv_heads"] != model["n_heads"]:
+        heads += f" ({model['n_kv_heads']} key/value heads)"
+    size = f"{model['n_layers']} layers, {heads}, d_model {model['d_model']}, vocabulary {model['vocab']:,}"
+    return {"class": model["class"], "parameters": f"{model['parameters']:,}", "size": size}
+
+
+def takeovers_of(rows: Sequence[Mapping[str, Any]], gap: float, most: int = 12) -> tuple[Takeover, ...]:
+    """The rows of a conditional ablation that say most: backups first, then by growth."""
+
+    def estimate(row: Mapping[str, Any], name: str) -> Estimate:
+        mean = as_float(row[name])
+        return Estimate(
+            mean, as_float(row[f"{name}_low"]), as_float(row[f"{name}_high"]), mean / gap if gap else math.nan
+        )
+
+    ranked = sorted(rows, key=lambda row: (not row["backup"], -abs(as_float(row["growth"]))))
+    return tuple(
+        Takeover(
+            row["removed"],
+            row["part"],
+            estimate(row, "alone"),
+            estimate(row, "after"),
+            estimate(row, "growth"),
+            as_float(row["repair"]),
+            bool(row["backup"]),
+        )
+        for row in ranked[:most]
+    )
+
+
+def confirmed_of(row: Mapping[str, Any]) -> Confirmed:
+    """One row of the held-out confirmation."""
+    held = {
+        name: Estimate(*(as_float(row[f"{name}_{end}"]) for end in ("held_out", "low", "high", "held_out")))
+        for name in ("denoise", "noise")
+    }
+    train = (as_float(row["denoise_train"]), as_float(row["noise_train"]))
+    return Confirmed(row["address"], *train, held["denoise"], held["noise"], bool(row["held_up"]))
+
+
+def as_float(value: Any) -> float:
+    """A number, NaN for what JSON had to write as null."""
+    return math.nan if value is None else float(value)
+
+
 def example_of(pair: Mapping[str, Any]) -> Example:
     """One pair from its JSON: tokens and token spans of both sides, answers, metric values."""
     return Example(
@@ -166,6 +245,8 @@ def example_of(pair: Mapping[str, Any]) -> Example:
         {name: (int(a), int(b)) for name, (a, b) in pair.get("corrupt_spans", {}).items()},
         tuple(pair.get("answers", ())),
         tuple(pair.get("wrong", ())),
+        as_float(pair.get("clean_value")),
+        as_float(pair.get("corrupt_value")),
     )
 
 
@@ -174,6 +255,7 @@ def attention_of(view: Mapping[str, Any]) -> Attention:
     corrupt = view.get("corrupt_pattern")
     return Attention(
         view["head"],
+        int(view["example"]),
         tuple(view["tokens"]),
         square(view["pattern"]),
         {name: (int(a), int(b)) for name, (a, b) in view.get("spans", {}).items()},

@@ -120,6 +120,7 @@ class Attention:
     """The pattern of one head on one example: `[destination, source]`, rows sum to one."""
 
     head: str
+    example: int
     tokens: tuple[str, ...]
     pattern: Float[np.ndarray, "destination source"]
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -153,6 +154,24 @@ class Takeover:
     growth: Estimate
     repair: float = math.nan
     backup: bool = False
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One of the top rows, run again on pairs that the search did not see. All numbers are shares of the gap.
+
+    Attributes:
+        denoise_train, noise_train: on the pairs of the search.
+        denoise, noise: on the held-out pairs, with intervals.
+        held_up: every direction that mattered in the search still does, the same way.
+    """
+
+    address: str
+    denoise_train: float
+    noise_train: float
+    denoise: Estimate
+    noise: Estimate
+    held_up: bool
 
 
 @dataclass(frozen=True)
@@ -196,7 +215,8 @@ class ReportData:
     levels: tuple[Level, ...] = ()
     attention: tuple[Attention, ...] = ()
     takeovers: tuple[Takeover, ...] = ()
-    takeover_words: str = ""
+    confirmed: tuple[Confirmed, ...] = ()
+    n_held_out: int = 0
     findings: tuple[Remark, ...] = ()
     methodology: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from crosspatch.report import figures, words
 from crosspatch.report.attention import attention_matrix, attention_strip
-from crosspatch.report.data import Band, Effect, ReportData
+from crosspatch.report.data import Attention, Band, Effect, ReportData
 from crosspatch.report.strips import gate_plane, shared_axis, strip, strip_scale
 from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, interval, percent, signed
 from crosspatch.report.tokens import example_block, role_names
@@ -79,18 +80,25 @@ def context(data: ReportData) -> dict[str, Any]:
         "plane": gate_plane(plane) if both else None,
         "tables": tables,
         "linked": linked,
-        "attention": [
-            {
-                "view": a,
-                "figure": attention_matrix(a),
-                "clean": attention_strip(a),
-                "corrupt": attention_strip(a, corrupt=True),
-            }
-            for a in data.attention
-        ],
+        "attention": attention_items(data.attention),
         "interval": interval,
         "counts": {s: sum(f.severity == s for f in data.findings) for s in ("error", "warning", "note")},
     }
+
+
+def attention_items(views: Sequence[Attention]) -> list[dict[str, Any]]:
+    """One item per head: its patterns on the first example in full, on the others as strips of text."""
+    heads: dict[str, list[Attention]] = {}
+    for view in views:
+        heads.setdefault(view.head, []).append(view)
+    return [
+        {
+            "head": head,
+            "figure": attention_matrix(its[0]),
+            "strips": [(v.example, attention_strip(v), attention_strip(v, corrupt=True)) for v in its],
+        }
+        for head, its in heads.items()
+    ]
 
 
 def part_tables(data: ReportData) -> list[dict[str, Any]]:

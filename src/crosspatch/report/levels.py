@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from crosspatch.report.data import Band, Effect, Estimate, Level, Remark
 if TYPE_CHECKING:
     import pandas as pd
 
-    from crosspatch.results import SweepResult
+    from crosspatch.results import Finding, SweepResult
 
 CONTROLS = ("random site", "random direction")
 """Kinds of random control, the one to draw first."""
@@ -98,18 +99,23 @@ def control_band(result: SweepResult, metric: str | None = None) -> Band:
     return Band(lanes[0], lanes[1], words)
 
 
-def remarks_of(result: SweepResult) -> list[Remark]:
-    """The findings of a sweep, most serious first, with addresses for row numbers."""
+def remarks_of(result: SweepResult, findings: Sequence[Finding] | None = None) -> tuple[Remark, ...]:
+    """Findings about a table (its own when None), most serious first, with addresses for row numbers.
+
+    What is said twice in the same words is said once, about the rows of both.
+    """
     order = {"error": 0, "warning": 1, "note": 2}
     several = result.rows["corruption"].nunique() > 1
-    found = []
-    for finding in sorted(result.findings, key=lambda f: order[f.severity]):
+    merged: dict[tuple[str, str, str], Remark] = {}
+    for finding in sorted(result.findings if findings is None else findings, key=lambda f: order[f.severity]):
         rows = result.rows.iloc[finding.rows]
         suffixes = [f" ({c})" if several and c else "" for c in rows["corruption"]]
-        keys = tuple(dict.fromkeys(a + s for a, s in zip(rows["address"], suffixes, strict=True)))
+        keys = [a + s for a, s in zip(rows["address"], suffixes, strict=True)]
         title = finding.title or finding.code.replace("_", " ").replace("-", " ")
-        found.append(Remark(finding.severity, title, finding.text, finding.fix, keys, finding.code))
-    return found
+        said = (finding.severity, title, finding.text)
+        keys = [*(merged[said].rows if said in merged else ()), *keys]
+        merged[said] = Remark(*said, finding.fix, tuple(dict.fromkeys(keys)), finding.code)
+    return tuple(merged.values())
 
 
 def baseline(result: SweepResult, side: str, metric: str | None = None) -> Estimate:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspatch.errors import ResultError
-from crosspatch.report.assemble import report_of
+from crosspatch.report.assemble import report_of, report_of_localization
 from crosspatch.report.data import ReportData
 
 COMMAND = "crosspatch.json"
@@ -22,8 +22,12 @@ def read_folder(folder: Path) -> ReportData:
     """
     from crosspatch.results import load_result
 
+    if (folder / "localization.json").is_file():
+        from crosspatch.patching import Localization
+
+        return report_of_localization(Localization.load(folder), command=command_of(folder), python=localized(folder))
     if (folder / "result.json").is_file():
-        return report_of({"sweep": load_result(folder)}, command=command_of(folder))
+        return report_of({"sweep": load_result(folder)}, command=command_of(folder), python=swept(folder))
     raise ResultError(
         "the folder holds no results",
         where=str(folder),
@@ -41,3 +45,13 @@ def command_of(folder: Path) -> str:
         return shlex.join(["crosspatch", *map(str, words)])
     except (ValueError, KeyError, TypeError) as error:
         raise ResultError(f"is not what crosspatch writes ({error})", where=str(path), fix="delete the file") from error
+
+
+def localized(folder: Path) -> str:
+    """How to read a localisation in Python."""
+    return f"from crosspatch.patching import Localization\n\nfound = Localization.load({str(folder)!r})\nfound.top(10)"
+
+
+def swept(folder: Path) -> str:
+    """How to read a sweep in Python."""
+    return f"import crosspatch as cp\n\nresult = cp.load_result({str(folder)!r})\nresult.top(10)"

@@ -6,6 +6,7 @@ in its name and appears whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ class Checkpoint:
         (self.folder / "methodology.json").unlink(missing_ok=True)
         for stray in self.folder.glob(".writing-*"):
             stray.unlink()
-        self.folder.rmdir()
+        with contextlib.suppress(OSError):  # something of the user's is in it
+            self.folder.rmdir()
 
     def _parts(self) -> list[tuple[Path, str]]:
         named = [(path, _PART.fullmatch(path.name)) for path in sorted(self.folder.iterdir())]

@@ -40,8 +40,16 @@ def digest(data: bytes) -> str:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write standard JSON (no NaN), atomically."""
-    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write standard JSON, atomically.
+
+    Raises:
+        ResultError: something that JSON has no word for (NaN, an object of a class).
+    """
+    try:
+        text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"cannot be written as JSON ({error})", where=str(path)) from error
+    write_atomic(path, f"{text}\n".encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def load_result(folder: str | Path) -> SweepResult:
     for name in COLUMNS:
         number = name in ("layer", "index")
         _column(named, name, pa.types.is_int64 if number else _is_text, where, nullable=number)
+    cost = _field(sidecar, "cost", dict, path)
+    if not all(type(value) in (int, float) for value in cost.values()):
+        raise ResultError("costs are numbers", where=f"{path}: cost", fix=REPAIR)
     return SweepResult(
         rows=named.to_pandas(ignore_metadata=True).assign(**_integers(named)),
         **patched,
@@ -118,7 +121,7 @@ def load_result(folder: str | Path) -> SweepResult:
         findings=[
             _finding(item, f"{path}: findings[{i}]") for i, item in enumerate(_field(sidecar, "findings", list, path))
         ],
-        cost=_field(sidecar, "cost", dict, path),
+        cost=cost,
     )
 
 

@@ -25,7 +25,7 @@ EXACT_UNITS = 16
 GATES = ("and-like", "or-like", "additive", "none", "unclear")
 """Gate labels: see `gate_labels`."""
 
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def sign_flip_p(values: Values, clusters: Sequence[str] | None = None, *, draws:
     for rows in _blocks(len(values), len(signs)):
         observed = np.abs(sums[rows].sum(axis=1))
         slack = 1e-12 * np.abs(sums[rows]).sum(axis=1)  # equal sums in another order are equal
-        reached = (np.abs(signs @ sums[rows].T) >= observed - slack).sum(axis=0)
+        flipped = sums[rows] @ signs.T
+        np.abs(flipped, out=flipped)
+        reached = np.count_nonzero(flipped >= (observed - slack)[:, None], axis=1)
         p[rows] = reached / len(signs) if exact else (reached + 1) / (len(signs) + 1)
     return np.where(measured.any(axis=1), p, np.nan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,9 +51,10 @@ class Finding:
             raise ResultError(
                 f"severity {self.severity!r}", where=f"finding {self.code}", fix=f"use one of {', '.join(SEVERITIES)}"
             )
+        object.__setattr__(self, "rows", [int(row) for row in self.rows])  # numpy integers are no JSON
 
 
-@dataclass
+@dataclass(eq=False)
 class SweepResult:
     """What a sweep measured.
 
@@ -79,6 +81,7 @@ class SweepResult:
     methodology: Methodology
     findings: list[Finding] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
+    _frames: dict[bytes, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.rows = _tidy_rows(self.rows)
@@ -94,6 +97,7 @@ class SweepResult:
             _known(base, metrics, side)
             _sized(base, shape[1:], side)
             setattr(self, side, base)
+        self.cost = {name: float(value) for name, value in self.cost.items()}
         if not metrics or self.corrupt.keys() != self.clean.keys():
             raise ResultError("clean and corrupt need values of the same metrics, at least one", where="SweepResult")
         rows = [row for finding in self.findings for row in finding.rows]
@@ -149,14 +153,24 @@ class SweepResult:
             ResultError: no such metric.
         """
         metric = self._metric(metric)
+        min_gap = statistics.default_min_gap(self.gap(metric)) if min_gap is None else min_gap
+        settings = {"metric": metric, "level": level, "min_gap": min_gap, "tolerance": tolerance}
+        key = self._fingerprint(settings)
+        if key not in self._frames:
+            self._frames[key] = self._derive(metric, tolerance, min_gap, level)
+        derived = self._frames[key]
+        table = pd.concat([self.rows, derived], axis=1)
+        table.attrs = settings | derived.attrs
+        return table
+
+    def _derive(self, metric: str, tolerance: float, min_gap: float, level: float) -> pd.DataFrame:
+        """The columns that `frame` adds to `rows`."""
         gap, seed = self.gap(metric), self.methodology.seeds.get("statistics", 0)
-        min_gap = statistics.default_min_gap(gap) if min_gap is None else min_gap
         sampler = statistics.resampler(len(self.clusters), self.clusters, seed=seed)
         columns: dict[str, object] = {"metric": metric}
         means: dict[Direction, statistics.Interval] = {}
         for direction in DIRECTIONS:
             effects = self.effects(direction, metric)
-            shares = statistics.ratios(effects, gap, min_gap)
             means[direction] = statistics.bootstrap_mean(effects, sampler, level)
             described = statistics.describe(effects)
             columns |= {f"{direction}_effect": described.pop("effect")} | _ends(direction, means[direction])
@@ -164,6 +178,7 @@ class SweepResult:
             columns[f"{direction}_norm"] = statistics.ratio_of_means(effects, gap, min_gap)
             ratio = statistics.bootstrap_ratio_of_means(effects, gap, sampler, min_gap, level)
             columns |= _ends(f"{direction}_norm", ratio)
+            shares = statistics.ratios(effects, gap, min_gap)
             columns[f"{direction}_mean_ratio"] = statistics.describe(shares)["effect"]
             columns |= _ends(f"{direction}_mean_ratio", statistics.bootstrap_mean(shares, sampler, level))
             columns[f"{direction}_left_out"] = statistics.left_out(effects, shares)
@@ -172,19 +187,19 @@ class SweepResult:
         int_values = statistics.interaction(self.effects("noise", metric), self.effects("denoise", metric))
         between = statistics.bootstrap_mean(int_values, sampler, level)
         columns |= {"int": statistics.describe(int_values)["effect"]} | _ends("int", between)
-        columns["gate"] = statistics.gate_labels(
-            between, means["denoise"], means["noise"], float(np.nanmean(gap)), tolerance
-        )
-        table = pd.concat([self.rows, pd.DataFrame(columns, index=self.rows.index)], axis=1)
-        table.attrs = {
-            "metric": metric,
-            "resampled": sampler.unit,
-            "n_units": sampler.n_units,
-            "level": level,
-            "min_gap": min_gap,
-            "tolerance": tolerance,
-        }
-        return table
+        mean_gap = float(np.nanmean(gap))
+        columns["gate"] = statistics.gate_labels(between, means["denoise"], means["noise"], mean_gap, tolerance)
+        derived = pd.DataFrame(columns, index=self.rows.index)
+        derived.attrs = {"resampled": sampler.unit, "n_units": sampler.n_units}
+        return derived
+
+    def _fingerprint(self, settings: dict[str, Any]) -> bytes:
+        """Changes with anything that `_derive` reads, so that a frame is computed once and never stale."""
+        digest = hashlib.blake2b(repr((settings, self.clusters, self.methodology.seeds)).encode())
+        digest.update(repr(self.rows[["granularity", "control"]].to_numpy().tolist()).encode())
+        for values in (self.denoise, self.noise, self.clean, self.corrupt):
+            digest.update(values[settings["metric"]].tobytes())
+        return digest.digest()
 
     def wide(self) -> pd.DataFrame:
         """One row per intervention, the columns of `frame` for every metric as `<metric>.<column>`."""
