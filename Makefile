@@ -36,7 +36,7 @@ docs: $(VENV)/.stamp-docs ## the documentation, in site/
 	@echo "Documentation: $(CURDIR)/site/index.html"
 
 bench: .venv-bench/.stamp ## speed against a peer, in an environment of its own
-	.venv-bench/bin/python -m benchmarks.sweeps --threads 2 --json out/benchmarks/sweeps.json
+	TQDM_DISABLE=1 .venv-bench/bin/python -m benchmarks.sweeps --threads 2 --json out/benchmarks/sweeps.json
 
 clean: ## remove the environments and everything that was made
 	rm -rf $(VENV) .venv-bench out site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

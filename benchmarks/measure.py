@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +16,12 @@ import psutil
 import torch
 
 T = TypeVar("T")
+
+
+def alone(run: Callable[..., T], *arguments: object) -> T:
+    """Call a module's function in a fresh process and return what it returned."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(run, *arguments).result()
 
 
 def timed(run: Callable[[], T]) -> tuple[float, T]:

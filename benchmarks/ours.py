@@ -16,7 +16,7 @@ Sweep = Callable[[str], torch.Tensor]
 def our_sweeps(problem: Problem, budget_mib: float | None = None) -> tuple[Sweep, Sizes]:
     """A function from the kind of sweep to the patched metric `[layer, place, example]`, and the model's sizes.
 
-    What it times is the whole call: tokenising, gates, recording both runs, every cell of the sweep (those included that
+    What it times is the whole call: tokenising, gates, recording both runs, every cell of the sweep (with those that
     change nothing), and the diagnosis. One direction and no random controls, because that is all that the peer does.
     """
     model = cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random")

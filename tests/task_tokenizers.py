@@ -30,7 +30,9 @@ def bpe() -> Any:
     for info in list_tasks():
         for seed in range(4):
             for pair in make_task(info.name, n=64, seed=seed).pairs:
-                texts += [pair.clean + (answer if answer[0] == " " else " x") for answer in pair.answers + pair.wrong[:1]]
+                texts += [
+                    pair.clean + (answer if answer[0] == " " else " x") for answer in pair.answers + pair.wrong[:1]
+                ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

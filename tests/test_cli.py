@@ -410,3 +410,48 @@ def test_sources_are_read_from_text() -> None:
     assert source_of("mean:clean", 0).describe()["over"] == "clean"
     assert source_of("noise:2", 5).describe() == {"source": "gaussian noise", "scale": 2.0, "draws": 10, "seed": 5}
     assert source_of("resample", 7).describe()["seed"] == 7
+
+
+# -------------------------------------------------------------------------------------------------------- localize
+
+
+def test_localize_on_the_shipped_model_writes_a_report_that_can_be_rebuilt(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [
+        "localize",
+        "--n",
+        20,
+        "--level",
+        "residual",
+        "--level",
+        "block",
+        "--level",
+        "head",
+        "--out",
+        out,
+        "--quiet",
+    ]
+    code, stdout, err = run(*command, "--json")
+    assert code == 0, err
+    report = json.loads(stdout)
+    assert (report["ok"], report["forced"], report["task"]["name"]) == (True, False, "ioi")
+    assert {row["granularity"] for row in report["top"]} == {"residual", "block", "head"}
+    assert {f["severity"] for f in report["findings"]} <= {"error", "warning", "note"}
+    page = (out / "report.html").read_text()
+    for section in ("gates", "maps", "parts", "attention", "confirmed", "diagnosis", "reproduce"):
+        assert f'<section id="{section}">' in page
+    assert "crosspatch localize --n 20" in page
+
+    code, stdout, _ = run(*command, "--resume")
+    assert code == 0
+    assert stdout.startswith("residual\n")
+    (out / "report.html").unlink()
+    assert run("report", out, "--quiet")[0] == 0
+    assert (out / "report.html").read_text().count("<section") == page.count("<section")
+
+
+def test_localize_refuses_an_untrained_model(run, random_model, tmp_path) -> None:
+    code, stdout, err = run("localize", "--model", random_model, "--n", 12, "--out", tmp_path / "out", "--json")
+    assert code == 1
+    assert json.loads(stdout)["error"]["type"] == "GateError"
+    assert err.startswith("Refused")

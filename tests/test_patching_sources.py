@@ -109,7 +109,7 @@ def test_noise_has_the_asked_size_and_repeats():
     model, words = toys.random_network()
     world = prepare(model, toys.random_task(n=2).tokenize(words), resolve_metrics("logit_diff"))
     std = embedding_std(model)
-    assert std == pytest.approx(float(model.hf.get_input_embeddings().weight.std()), rel=0.02)
+    assert std == pytest.approx(float(model.hf.get_input_embeddings().weight.detach().std()), rel=0.02)
     source, base = GaussianNoise(scale=3.0), values(world, "clean", "input")[0]
     draws = torch.stack([inserted(world, source, "input", "*", draw=d) - base for d in range(10)])
     assert float(draws.std()) == pytest.approx(3 * std, rel=0.05)

@@ -117,7 +117,7 @@ def sample(**changes: object) -> ReportData:
         ),
         confirmed=(Confirmed("a1.h2", 0.5, 0.7, Estimate(0.4, 0.3, 0.5, 0.4), Estimate(0.6, 0.5, 0.7, 0.6), True),),
         n_held_out=5,
-        findings=(Remark("warning", EVIL[0], EVIL[1], EVIL[2], ("a1.h2", "a0.h0")), Remark("note", "all well", "")),
+        findings=(Remark("warning", EVIL[0], EVIL * 2, EVIL[2], ("a1.h2", "a0.h0")), Remark("note", "all well")),
         methodology={"source": EVIL[0]}, environment={"torch": EVIL[1]}, cost={"wall time": "3 s"},
         command=f"crosspatch --task '{EVIL[0]}'",
     )  # fmt: skip

@@ -86,6 +86,13 @@ def test_findings_become_remarks_in_order_of_severity() -> None:
     assert (second.severity, second.title, second.rows) == ("note", "odd", ("a0.h1@END",))
 
 
+def test_findings_of_one_title_become_one_remark() -> None:
+    result = sweep()
+    result.findings = [Finding("few", "note", text, [row], "Few") for text, row in (("a", 0), ("b", 1), ("a", 1))]
+    (only,) = remarks_of(result)
+    assert (only.details, only.rows) == (("a", "b"), ("a0.h0@END", "a0.h1@END"))
+
+
 def test_baseline_is_the_mean_with_an_interval() -> None:
     estimate = baseline(sweep(), "clean")
     assert estimate.mean == pytest.approx(2.0)

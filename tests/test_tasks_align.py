@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from task_tokenizers import bpe, embedded, stories
 
 from crosspatch.tasks import Pair, Task, align, make_task, token_diff
 from crosspatch.tasks.align import align_pair, first_difference
-from task_tokenizers import bpe, embedded, stories
 
 IDS = st.lists(st.integers(0, 5), max_size=8)
 
@@ -83,11 +83,25 @@ def test_equal_lengths_at_equal_places_align_token_by_token(case: tuple[list[int
         ([1, 2, 3], [1, 2], {"s": (0, 1)}, {}, "no span names what differs"),
         ([1, 2, 3], [1, 2], {"s": (0, 1)}, {"s": (0, 1)}, "clean has 2 tokens at 1:3, corrupt 1 at 1:2"),
         ([9, 1, 9, 2, 9], [9] * 6, {"a": (1, 2), "b": (3, 4)}, {"a": (3, 4), "b": (1, 2)}, "stand in another order"),
-        ([1, 2, 3], [1, 2, 3, 4], {"a": (0, 2), "b": (1, 3)}, {"a": (0, 3), "b": (0, 4)}, "tokens in the clean prompt only"),
-        ([1, 2], [1, 5, 2], {"a": (0, 1), "b": (1, 2)}, {"a": (0, 1), "b": (2, 3)}, "token 1 at corrupt tokens 1 and 2"),
+        (
+            [1, 2, 3],
+            [1, 2, 3, 4],
+            {"a": (0, 2), "b": (1, 3)},
+            {"a": (0, 3), "b": (0, 4)},
+            "tokens in the clean prompt only",
+        ),
+        (
+            [1, 2],
+            [1, 5, 2],
+            {"a": (0, 1), "b": (1, 2)},
+            {"a": (0, 1), "b": (2, 3)},
+            "token 1 at corrupt tokens 1 and 2",
+        ),
     ],
 )
-def test_what_does_not_align_says_why(clean: list, corrupt: list, spans: dict, corrupt_spans: dict, problem: str) -> None:
+def test_what_does_not_align_says_why(
+    clean: list, corrupt: list, spans: dict, corrupt_spans: dict, problem: str
+) -> None:
     found = align_pair(clean, corrupt, spans, corrupt_spans)
     assert found.kind == "none"
     assert set(found.to_corrupt) == {None}

@@ -28,10 +28,12 @@ def test_aligned_token_by_token_with_single_token_answers(tokenizer: Any, name: 
     assert all(p.corruption == corruption and p.template for p in task.pairs)
 
 
-@pytest.mark.parametrize(("name", "corruption"), CASES)
+# Where a whole half of the words is new, too many change to be spans of their own: induction needs the tokenizer there.
+BY_ROLES = [case for case in CASES if case not in {("induction", "first-half"), ("induction", "second-half")}]
+
+
+@pytest.mark.parametrize(("name", "corruption"), BY_ROLES)
 def test_without_a_tokenizer_pairs_align_by_their_roles(name: str, corruption: str) -> None:
-    if name == "induction":
-        pytest.skip("with words of several tokens a changed word must be its own span: pass the tokenizer")
     tokenized = make_task(name, n=24, seed=5, corruption=corruption).tokenize(stories())
     assert align(tokenized).failing == ()
 
@@ -155,7 +157,7 @@ def test_induction_repeats() -> None:
     for pair in make_task("induction", n=40, tokenizer=embedded()).pairs:
         words, corrupt = pair.clean.split(), pair.corrupt.split()
         at = words.index(words[-1])
-        assert words[:at + 1] == words[-(at + 1):]
+        assert words[: at + 1] == words[-(at + 1) :]
         assert pair.answers == (f" {words[at + 1]}",)
         assert pair.wrong == (f" {corrupt[at + 1]}",)
         assert sorted(words) == sorted(corrupt)

@@ -54,7 +54,11 @@ def test_other_names_by_mapping(tmp_path: Path) -> None:
 
 
 def test_leading_spaces(tmp_path: Path) -> None:
-    rows = [ROW | {"answers": "are"}, ROW | {"clean": "the year 17", "answers": 32}, ROW | {"clean": "a ", "answers": "b"}]
+    rows = [
+        ROW | {"answers": "are"},
+        ROW | {"clean": "the year 17", "answers": 32},
+        ROW | {"clean": "a ", "answers": "b"},
+    ]
     path = jsonl(tmp_path, *rows)
     assert [p.answers[0] for p in read_jsonl(path).pairs] == [" are", "32", "b"]
     assert [p.answers[0] for p in read_jsonl(path, leading_space="keep").pairs] == ["are", "32", "b"]
@@ -64,11 +68,8 @@ def test_leading_spaces(tmp_path: Path) -> None:
 
 def test_csv_with_sets_spans_and_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text(
-        '\ufeffclean,corrupt,answer,wrong,spans\n"The ""big"" cats,\nsaid","The ""big"" cat,\nsaid","["" are"",""were""]",is,'
-        '"{""subject"": [10, 14]}"\nThe dogs,The dog,are,,\n',
-        "utf-8",
-    )
+    cells = '"The ""big"" cats,\nsaid","The ""big"" cat,\nsaid","["" are"",""were""]",is,"{""subject"": [10, 14]}"'
+    path.write_text(f"\ufeffclean,corrupt,answer,wrong,spans\n{cells}\nThe dogs,The dog,are,,\n", "utf-8")
     task = read_csv(path)
     first, second = task.pairs
     assert first.clean == 'The "big" cats,\nsaid'

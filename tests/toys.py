@@ -160,8 +160,9 @@ def random_task(seed: int = 0, n: int = 24, n_words: int = 200) -> Task:
     pairs = []
     for _ in range(n):
         *text, other, right, wrong = words(8)
+        start = len(" ".join(text[:2])) + 1
         pairs.append(
             Pair(" ".join(text), " ".join([*text[:2], other, *text[3:]]), f" {right}", f" {wrong}",
-                 {"changed": text[2]}, {"changed": other})
+                 {"changed": (start, start + len(text[2]))}, {"changed": (start, start + len(other))})
         )  # fmt: skip
     return Task("random", pairs, varies="one word", holds="the others")

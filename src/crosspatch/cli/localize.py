@@ -74,6 +74,7 @@ def localize(
     from crosspatch.metrics import DEFAULT
     from crosspatch.patching import localize as run
     from crosspatch.report import write_report
+    from crosspatch.report.levels import remarks_of
 
     with bars() as shown:
         found = run(
@@ -94,7 +95,7 @@ def localize(
     result(_as_json(found, str(page)))
     for name, swept in found.drill.levels.items():
         say(f"{name}\n{top_table(swept, 6)}\n")
-    say(f"{said_of(found.findings)}\n")
+    say(f"{said_of(remarks_of(found.drill.result, found.findings))}\n")
     say(f"Report: {page}")
 
 

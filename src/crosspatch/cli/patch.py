@@ -81,6 +81,7 @@ def patch(
     chosen = load_task(task, loaded.tokenizer, n, seed, corruption)
     from crosspatch.metrics import DEFAULT
     from crosspatch.patching.sweep import patch as run
+    from crosspatch.report.levels import remarks_of
 
     with bars() as shown:
         swept = run(
@@ -114,7 +115,7 @@ def patch(
     )
     say(top_table(swept, top))
     if swept.findings:
-        say(f"\n{said_of(swept.findings)}")
+        say(f"\n{said_of(remarks_of(swept))}")
     if page:
         say(f"Report: {page}")
 

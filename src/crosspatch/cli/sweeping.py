@@ -15,7 +15,8 @@ from crosspatch.report.svg import interval, percent, signed
 
 if TYPE_CHECKING:
     from crosspatch.patching.sources import Source
-    from crosspatch.results import Finding, SweepResult
+    from crosspatch.report.data import Remark
+    from crosspatch.results import SweepResult
 
 
 class Way(StrEnum):
@@ -110,8 +111,11 @@ def as_records(result: SweepResult, n: int | None = None) -> list[dict[str, Any]
     return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def said_of(findings: Sequence[Finding]) -> str:
-    """The findings, most serious first, one line each."""
-    order = {"error": 0, "warning": 1, "note": 2}
-    found = sorted(findings, key=lambda f: order[f.severity])
-    return "\n".join(f"{f.severity}: {f.title + ': ' if f.title else ''}{f.text}" for f in found)
+def said_of(remarks: Sequence[Remark]) -> str:
+    """The findings, most serious first, one line for each title."""
+    lines = []
+    for remark in remarks:
+        more = len(remark.details) - 1
+        rest = f" (and {more} more of this kind, in the report)" if more > 0 else ""
+        lines.append(f"{remark.severity}: {remark.title}: {remark.details[0]}{rest}")
+    return "\n".join(lines)

@@ -71,7 +71,7 @@ def reservation_keys(behaviour: str, prompt: str) -> list[str]:
         return [f"{noun}+{year}"]
     if behaviour.startswith("agreement"):
         return ["+".join(LEMMA[x] for x in found if x in LEMMA)]
-    if behaviour == "docstring":
+    if behaviour.startswith("docstring"):
         return [prompt.partition("\n")[0]]
     if behaviour == "counting":
         return [prompt.split()[0]]
@@ -213,7 +213,8 @@ def docstring(rng: Random) -> Example:
     """Arguments are documented in the order of the definition (Heimersheim and Janiak 2023).
 
     The first argument to be documented varies and so does the number of arguments; the task's own frame (six
-    arguments, the third and fourth documented, the fifth asked for) is one of them.
+    arguments, the third and fourth documented, the fifth asked for) is one of them. That one alone could be solved
+    by position; the others, named ``docstring-varied``, cannot.
     """
     n = 6 if rng.random() < 0.5 else rng.randint(3, 5)
     args = rng.sample(w.ARGUMENTS, n)
@@ -224,7 +225,8 @@ def docstring(rng: Random) -> Example:
     prompt = head + "".join(lines[: asked - start]).replace(MARK, "") + "    :param"
     document = head + "".join(lines) + '    """\n'
     others = tuple(f" {x}" for x in args if x != args[asked])
-    return Example("docstring", prompt, (f" {args[asked]}",), others, document)
+    name = "docstring" if n == 6 else "docstring-varied"
+    return Example(name, prompt, (f" {args[asked]}",), others, document)
 
 
 # ------------------------------------------------------------------------------------------- induction, counting
@@ -349,7 +351,7 @@ MIX: tuple[tuple[Generator, float], ...] = (
     (filler, 0.02),
 )
 #: Behaviours that are documents of their own: never joined to sentences.
-_ALONE = ("docstring", "induction", "counting")
+_ALONE = ("docstring", "docstring-varied", "induction", "counting")
 
 
 def draw(generator: Generator, rng: Random, *, held_out: bool) -> Example:
@@ -394,6 +396,7 @@ BEHAVIOURS: dict[str, Generator] = {
     "pronoun": pronoun,
     "docstring": docstring,
     "induction": induction,
+    "docstring-varied": docstring,
     "counting": counting,
     "fact": fact,
     "biography": biography,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crosspatch.graph import ModelShape, Site, key_value
 from crosspatch.model import Edit, FromRun
+from crosspatch.model.run import store_key
 from crosspatch.patching.plan import Cell
 from crosspatch.patching.positions import Spot
 from crosspatch.patching.sources import BASE, Bound, Direction, Setting, seed_of
@@ -31,7 +32,7 @@ PER_GRANULARITY = 8
 def random_sites(cells: Sequence[Cell], shape: ModelShape, seed: int, n: int = PER_GRANULARITY) -> list[Cell]:
     """Up to `n` cells per granularity, like the sweep's in kind, number of sites and position, and not among them."""
     generator = random.Random(seed)
-    taken = {(cell.sites, cell.position) for cell in cells}
+    taken = {(_stored(cell.sites, shape), cell.position) for cell in cells}
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.granularity].append(cell)
@@ -42,13 +43,18 @@ def random_sites(cells: Sequence[Cell], shape: ModelShape, seed: int, n: int = P
                 (sites, cell.position)
                 for cell in group
                 for sites in _like(cell.sites, shape, generator)
-                if (sites, cell.position) not in taken
+                if (_stored(sites, shape), cell.position) not in taken
             },
             key=lambda item: (item[0], str(item[1])),
         )
         for sites, position in generator.sample(pool, min(n, len(pool))):
             found[sites, position] = Cell(sites, position, control=RANDOM_SITE)
     return list(found.values())
+
+
+def _stored(sites: tuple[Site, ...], shape: ModelShape) -> tuple[tuple[int, str, int | None], ...]:
+    """One spelling for sites of two names: `r5.post` is `r6`."""
+    return tuple((*store_key(site, shape.n_layers), site.index) for site in sites)
 
 
 def _like(

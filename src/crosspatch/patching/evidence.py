@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
+from crosspatch.patching.controls import RANDOM_DIRECTION, RANDOM_SITE
 from crosspatch.results import DIRECTIONS, SweepResult
 from crosspatch.results.statistics import flip_units, smallest_p
 
@@ -62,11 +65,22 @@ def size(frame: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(columns, nan=0.0).max(axis=1)
 
 
-def control_band(result: SweepResult, direction: str, granularity: str) -> float:
-    """The largest absolute mean effect among the random controls of a granularity; NaN where there are none."""
-    chosen = result.is_control & (result.rows["granularity"] == granularity).to_numpy()
-    if not chosen.any():
-        return float("nan")
-    effects = result.effects(direction)[chosen]  # type: ignore[arg-type]
-    measured = np.isfinite(effects).any(axis=1)
-    return float(np.abs(np.nanmean(effects[measured], axis=1)).max()) if measured.any() else float("nan")
+def control_size(result: SweepResult, direction: str) -> Float[np.ndarray, " row"]:
+    """What each row has to exceed: the absolute mean effect of its random controls; 0 where it has none.
+
+    That is the largest effect among random sites of its granularity, or of a random push at its own address,
+    whichever is larger.
+    """
+    rows = result.rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # rows that were not run
+        effect = np.abs(np.nanmean(result.effects(direction), axis=1))  # type: ignore[arg-type]
+    effect = np.where(np.isfinite(effect), effect, 0.0)
+    control = rows["control"]
+    by_place = rows["granularity"][control == RANDOM_SITE]
+    sites = pd.Series(effect[(control == RANDOM_SITE).to_numpy()], dtype=float).groupby(by_place.to_numpy()).max()
+    pushed = (control == RANDOM_DIRECTION).to_numpy()
+    keys = list(zip(rows["address"], rows["corruption"], strict=True))
+    own = {keys[i]: effect[i] for i in np.flatnonzero(pushed)}
+    elsewhere = rows["granularity"].map(sites).fillna(0.0).to_numpy(float)
+    return np.maximum(elsewhere, [own.get(key, 0.0) for key in keys])

@@ -13,6 +13,9 @@ from crosspatch.errors import MetricError
 from crosspatch.graph import Site
 from crosspatch.metrics import Metric, Targets, evaluate, needed_columns, needs_all_positions
 from crosspatch.model import Cost, Edit, Model, Readout, Row, Run, record, replay
+from crosspatch.model.plan import restart_keys
+from crosspatch.model.replay import ensure
+from crosspatch.model.run import store_key
 from crosspatch.patching.plan import Cell
 from crosspatch.patching.positions import SIDES, Side, Spots
 from crosspatch.patching.sources import BASE, Bound, Direction, Setting
@@ -63,6 +66,19 @@ class Experiment:
     @property
     def setting(self) -> Setting:
         return Setting(self.model, self.tokenized, self.runs, self.budget_mib)
+
+    def keep(self, sites: Iterable[Site]) -> None:
+        """Record in one pass per run what patches at these sites need, so that nothing is recorded piece by piece."""
+        shape = self.model.shape
+        keys = set()
+        for site in sites:
+            layer, kind = store_key(site, shape.n_layers)
+            keys |= {(layer, kind)} | restart_keys(layer, kind, shape.parallel)
+            keys |= {(at, part) for at in range(layer, shape.n_layers) for part in ("k", "v")}
+        for run in self.runs.values():
+            states = run.hidden  # a second pass gives the same logits up to rounding; rows that change nothing must
+            ensure(run, keys)  # have exactly those of the baseline
+            run.hidden = states
 
     def baseline(self, side: Side) -> dict[str, Float[np.ndarray, " example"]]:
         """The metrics of an unpatched run, per example of the task; measured once."""

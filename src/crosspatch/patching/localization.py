@@ -30,7 +30,7 @@ import pandas as pd
 
 from crosspatch.errors import ResultError
 from crosspatch.patching.drill import PLAN, Drill
-from crosspatch.results import Finding, SweepResult, load_result
+from crosspatch.results import SEVERITIES, Finding, SweepResult, load_result
 from crosspatch.results.files import read_json, write_json
 
 FORMAT, VERSION = "crosspatch-localization", 1
@@ -73,10 +73,16 @@ class Localization:
         return self.drill.top(n, granularity, metric)
 
     def save(self, folder: str | Path) -> Path:
-        """Write everything into a folder; levels that are there already (a resumed run) are written again."""
+        """Write everything into a folder."""
         folder = Path(folder)
         for name, level in self.drill.levels.items():
             level.save(folder / "levels" / name)
+        if self.confirmation is not None:
+            self.confirmation.save(folder / "confirmation")
+        return self.save_rest(folder)
+
+    def save_rest(self, folder: Path) -> Path:
+        """Write everything but the sweeps, which `localize` has saved as they were finished."""
         write_json(folder / "gates.json", finite(self.gates))
         write_json(folder / "examples.json", finite({"examples": self.examples}))
         write_json(folder / "attention.json", finite({"attention": self.attention}))
@@ -84,7 +90,6 @@ class Localization:
             said = {"metric": self.about.get("metric"), "removed": self.removed, "rows": records(self.conditional)}
             write_json(folder / "conditional.json", finite(said))
         if self.confirmation is not None:
-            self.confirmation.save(folder / "confirmation")
             write_json(folder / "confirmation.json", finite({"rows": records(self.confirmed)}))
         addresses = self.drill.result.rows["address"]
         findings = [asdict(f) | {"rows": list(dict.fromkeys(addresses.iloc[f.rows]))} for f in self.findings]
@@ -156,16 +161,16 @@ def finite(value: Any) -> Any:
 
 
 def merge_findings(levels: dict[str, SweepResult], others: list[Finding]) -> list[Finding]:
-    """Findings of all levels with row numbers of the joint table; what every level says is said once."""
+    """Findings of all levels with row numbers of the joint table; what concerns no single row is said once."""
     found: dict[tuple[str, str], Finding] = {}
     start = 0
-    for level in levels.values():
+    for name, level in levels.items():
         for finding in level.findings:
-            shifted = replace(finding, rows=[start + row for row in finding.rows])
-            earlier = found.get((finding.code, finding.text))
-            if earlier is not None:
-                shifted = replace(shifted, rows=[*earlier.rows, *shifted.rows])
-            found[finding.code, finding.text] = shifted
+            key = (finding.code, finding.text if finding.rows else "")
+            if finding.code == "nothing-found":  # another level's nothing is another finding
+                key = (finding.code, name)
+            earlier = found.get(key)
+            rows = [start + row for row in finding.rows]
+            found[key] = replace(earlier or finding, rows=[*(earlier.rows if earlier else []), *rows])
         start += len(level.rows)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted([*found.values(), *others], key=lambda finding: order[finding.severity])
+    return sorted([*found.values(), *others], key=lambda finding: SEVERITIES.index(finding.severity))

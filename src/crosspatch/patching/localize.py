@@ -117,7 +117,8 @@ def localize(
     drilled = run_drill(setup, plan, top=top, alpha=alpha, min_effect=min_effect, out=levels)
     found = _remove_top(setup, drilled)
     confirmation, confirmed, said = _confirm(options, model, rest, drilled, folder)
-    findings = merge_findings(drilled.levels, [*split_note, *(found.findings if found else []), *said])
+    backups = _placed(found, drilled) if found else []
+    findings = merge_findings(drilled.levels, [*split_note, *backups, *said])
     assert setup.gates is not None  # set_up opened them
     result = Localization(
         drill=drilled,
@@ -132,7 +133,7 @@ def localize(
         about=_about(model, task, train, rest, options, drilled, time.monotonic() - started),
     )
     if folder is not None:
-        result.save(folder)
+        result.save_rest(folder)
     return result
 
 
@@ -185,6 +186,16 @@ def _remove_top(setup: Setup, drilled: Drill) -> Conditional | None:
     return run_conditional(setup, primaries, others)
 
 
+def _placed(found: Conditional, drilled: Drill) -> list[Finding]:
+    """Findings of the conditional ablation with rows of the drill's table, where their parts are in it."""
+    addresses = drilled.result.rows["address"]
+    parts = [set(found.frame["part"].iloc[finding.rows]) for finding in found.findings]
+    return [
+        replace(finding, rows=np.flatnonzero(addresses.isin(named)).tolist())
+        for finding, named in zip(found.findings, parts, strict=True)
+    ]
+
+
 def _confirm(
     options: Options, model: Model, rest: Task | None, drilled: Drill, folder: Path | None
 ) -> tuple[SweepResult | None, pd.DataFrame, list[Finding]]:
@@ -210,7 +221,7 @@ def _confirm(
         "held-up" if not failed else "not-held-up",
         "warning" if failed else "note",
         text + (f"; not so {', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''}." if failed else "."),
-        title="Confirmed on held-out pairs" if not failed else "Not confirmed on held-out pairs",
+        title=f"{len(failed)} of {len(table)} rows not confirmed" if failed else "Confirmed on held-out pairs",
         fix="do not claim these rows" if failed else "",
     )
     # The confirmation's own errors count; its other findings repeat what the levels say.

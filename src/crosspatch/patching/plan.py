@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crosspatch.errors import AddressError
-from crosspatch.graph import ALL, Address, ModelShape, Site, parse_address, select, validate
+from crosspatch.graph import ALL, Address, ModelShape, Site, select, validate
 from crosspatch.patching.positions import REST, roles
 from crosspatch.tasks.tokenize import TokenizedTask
 
@@ -90,9 +90,10 @@ def plan_cells(
     """
     if window < 1:
         raise AddressError(f"a window of {window} layers", where="window", fix="use window=1 or more")
-    wanted = _positions(tokenized, positions)
     cells: dict[Cell, None] = {}
-    for site, where in _sites(shape, tokenized, sites):
+    found = _sites(shape, tokenized, sites)
+    wanted = _positions(tokenized, positions) if any(where is None for _, where in found) else []
+    for site, where in found:
         for position in wanted if where is None else [where]:
             cells.setdefault(Cell(_window(shape, site, window), position))
     if not cells:
@@ -164,10 +165,3 @@ def _window(shape: ModelShape, site: Site, window: int) -> tuple[Site, ...]:
     low = max(0, site.layer - (window - 1) // 2)
     high = min(shape.n_layers - 1, site.layer + window // 2)
     return tuple(Site(site.kind, layer, site.index, site.grouped) for layer in range(low, high + 1))
-
-
-def cell_at(address: str, shape: ModelShape, parent: str = "") -> Cell:
-    """The cell of one address (no window)."""
-    parsed = parse_address(address)
-    validate(parsed.site, shape)
-    return Cell((parsed.site,), parsed.position, parent)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from crosspatch.patching.case import Case
-from crosspatch.patching.evidence import control_band
+from crosspatch.patching.evidence import control_size
 from crosspatch.results import Finding
 
 VERB = {"denoise": "restores", "noise": "breaks"}
@@ -94,23 +94,18 @@ def negative_parts(case: Case) -> Iterator[Finding]:
 def above_random(case: Case) -> Iterator[Finding]:
     """An effect that a random control of the same size has too."""
     for direction in case.ran:
-        weak = np.zeros(len(case.frame), dtype=bool)
-        for granularity in case.frame["granularity"].unique():
-            band = control_band(case.result, direction, granularity)
-            if np.isfinite(band):
-                effect = np.abs(case.frame[f"{direction}_effect"].to_numpy(float))
-                weak |= (case.frame["granularity"] == granularity).to_numpy() & (effect <= band)
-        rows = case.strongest(weak & case.matters[direction])
+        effect = np.abs(case.frame[f"{direction}_effect"].to_numpy(float))
+        rows = case.strongest(case.matters[direction] & (effect <= control_size(case.result, direction)))
         if rows:
             yield Finding(
                 "not-above-random",
                 "warning",
-                f"{case.named(rows)}: significant in {direction}, but no larger than what a random control of the "
-                f"same size "
-                "does.",
+                f"{case.named(rows)}: significant in {direction}, but no larger than the effect of a random control "
+                f"(another "
+                "site of the same kind, or a random push of equal length at the same site).",
                 rows,
                 f"Not above random control ({direction})",
-                "do not count these parts; more pairs will not change this",
+                "do not claim that what these parts carry matters here",
             )
 
 
@@ -140,11 +135,8 @@ def disagreement(case: Case) -> Iterator[Finding]:
         return
     opposed = np.zeros(len(case.frame), dtype=bool)
     for direction in case.ran:
-        shares = np.stack([_shares(case, direction, name) for name in names])
-        with np.errstate(invalid="ignore"):
-            opposed |= (
-                case.matters[direction] & (np.nanmax(shares, 0) > DISAGREE / 2) & (np.nanmin(shares, 0) < -DISAGREE / 2)
-            )
+        shares = np.nan_to_num(np.stack([_shares(case, direction, name) for name in names]))
+        opposed |= case.matters[direction] & (shares.max(0) > DISAGREE / 2) & (shares.min(0) < -DISAGREE / 2)
     if opposed.any():
         rows, confirmatory = case.strongest(opposed), case.result.methodology.mode == "confirmatory"
         yield Finding(

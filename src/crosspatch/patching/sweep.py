@@ -50,7 +50,6 @@ class Setup:
         directions: which directions to run.
         gates: what the gates said; None where they do not apply.
         mode, split, seed, random_control, window: see `patch`.
-        given: addresses that stay replaced throughout (conditional ablation).
         overruled: a gate of another kind failed, and the user went on.
         progress: see `Progress`.
     """
@@ -65,7 +64,6 @@ class Setup:
     random_control: bool = True
     window: int = 1
     progress: Progress | None = None
-    given: tuple[str, ...] = ()
     overruled: bool = False
 
     def methodology(self, cells: Sequence[Cell]) -> Methodology:
@@ -80,7 +78,6 @@ class Setup:
             n_examples=self.experiment.n_examples,
             seed=self.seed,
             window=self.window,
-            given=self.given,
             split=self.split,
             mode=self.mode,
             forced=self.overruled or (self.gates is not None and self.gates.forced),
@@ -144,6 +141,8 @@ def patch(
     tokenized = as_tokenized(model, task)
     if mode == "confirmatory":
         metrics = _confirmatory(sites, metrics)
+    model.require_eval()
+    report = gates(model, tokenized, resolve_metrics(metrics)[0], k).require(force)
     cells = plan_cells(model.shape, tokenized, sites, positions, window)
     setup = set_up(
         model,
@@ -152,8 +151,7 @@ def patch(
         direction=direction,
         source=source,
         metrics=metrics,
-        k=k,
-        force=force,
+        report=report,
         budget_mib=budget_mib,
     )
     setup.mode, setup.split, setup.seed, setup.window = mode, split, seed, window
@@ -171,12 +169,14 @@ def set_up(
     metrics: str | Metric | Iterable[str | Metric] = DEFAULT,
     k: float = 2.0,
     force: bool = False,
+    report: GateReport | None = None,
     budget_mib: float | None = None,
 ) -> Setup:
     """Check everything, open the gates, and run both prompts of every pair: what sweeps on one task share.
 
     Args:
         sites: what is going to be patched, where that is known; everything else is recorded when it is asked for.
+        report: of the gates, where they have been passed already.
         direction, source, metrics, k, force, budget_mib: see `patch`.
 
     Raises:
@@ -188,7 +188,8 @@ def set_up(
     source = as_source(source)
     directions = as_directions(direction, source)
     chosen = resolve_metrics(metrics)
-    report = gates(model, tokenized, chosen[0], k).require(force)
+    if report is None:
+        report = gates(model, tokenized, chosen[0], k).require(force)
     experiment = prepare(model, tokenized, chosen, sites, alignment=report.positions, budget_mib=budget_mib)
     return Setup(experiment, source, directions, report)
 
@@ -209,7 +210,9 @@ def sweep(setup: Setup, cells: Sequence[Cell], *, stage: str = "", out: str | Pa
     if out is not None and (saved := _saved(Path(out), made_by, cells)) is not None:
         return saved
     work = _Work(setup, Checkpoint(out, made_by) if out is not None else None, stage)
-    bound = setup.source.bind(setup.experiment.setting, list(dict.fromkeys(s for cell in cells for s in cell.sites)))
+    sites = list(dict.fromkeys(site for cell in cells for site in cell.sites))
+    setup.experiment.keep(sites)
+    bound = setup.source.bind(setup.experiment.setting, sites)
     values = {direction: work.measure(direction, cells, bound) for direction in setup.directions}
     baselines = {side: setup.experiment.baseline(side) for side in ("clean", "corrupt")}
     if setup.random_control:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from crosspatch.patching.case import Case
-from crosspatch.patching.evidence import ALPHA, can_reach, n_units
+from crosspatch.patching.evidence import ALPHA, MIN_EFFECT, can_reach, n_units
 from crosspatch.patching.sources import OtherRun
 from crosspatch.results import Finding
 from crosspatch.results.statistics import smallest_p
@@ -153,7 +153,7 @@ def small_denominators(case: Case) -> Iterator[Finding]:
     """D5: shares of a gap that is not there."""
     gap, limit = case.result.gap(), case.frame.attrs["min_gap"]
     small = np.flatnonzero(~(np.abs(gap) >= limit) | (gap == 0))
-    against = np.flatnonzero(np.sign(gap) != np.sign(np.nanmean(gap)))
+    against = np.flatnonzero(gap * np.sign(np.nanmean(gap)) < 0)
     if len(small):
         shown = ", ".join(map(str, small[:5]))
         yield Finding(
@@ -239,13 +239,16 @@ def one_corruption(case: Case) -> Iterator[Finding]:
 def nothing_found(case: Case) -> Iterator[Finding]:
     """B7: a null effect is not an absence."""
     if not case.any.any():
+        kinds = ", ".join(case.frame.loc[~case.result.is_control, "granularity"].unique())
         yield Finding(
             "nothing-found",
             "warning",
-            "No row has an effect that is both significant and larger than 2 % of the gap. That is not evidence of "
-            "absence: "
-            "redundant parts, a saturated metric, other positions or a wrong granularity give the same picture.",
-            title="Nothing was found",
+            f"No row ({kinds}) has an effect that is both significant and at least {MIN_EFFECT:.0%} of the gap. "
+            f"That is not "
+            "evidence of absence: many small parts, redundant parts, a saturated metric or other positions give the "
+            "same "
+            "picture.",
+            title=f"Nothing was found ({kinds})",
             fix="look at the residual stream over all roles first, in both directions; then at windows of layers",
         )
 

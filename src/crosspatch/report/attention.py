@@ -74,25 +74,36 @@ def _short(token: str, most: int = 12) -> str:
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def attention_strip(view: Attention, corrupt: bool = False) -> Markup:
-    """The prompt with every token shaded by the last token's attention to it.
+def attention_strip(view: Attention, position: str = "END", corrupt: bool = False) -> Markup:
+    """The prompt with every token shaded by the attention of one destination to it.
 
-    The page's script shades by another destination when that token is pointed at; without the script the last
-    token's row stays.
+    Args:
+        view: the pattern.
+        position: role or token index of the destination (the last token of a role); the last token where it is neither.
+        corrupt: the corrupt prompt instead of the clean one.
+
+    The page's script shades by another destination when that token is pointed at; without it this row stays.
     """
     tokens = view.corrupt_tokens if corrupt else view.tokens
     pattern = view.corrupt_pattern if corrupt else view.pattern
     if pattern is None:
         return Markup("")
-    last = len(tokens) - 1
-    spans = []
+    chosen = destination(view, position, len(tokens))
+    boxes = []
     for i, token in enumerate(tokens):
-        weight = float(pattern[last, i])
-        number_ = tag("small", f"{100 * weight:.0f}" if weight >= 0.05 else "")
+        weight = float(pattern[chosen, i])
+        words = tag("small", f"{100 * weight:.0f}" if weight >= 0.05 else "")
         style = f"--a:{number(100 * weight**0.7)}%"
-        kind = "at dest" if i == last else "at"
-        spans.append(tag("span", visible(token), number_, class_=kind, style=style, tabindex="0"))
-    rows = json.dumps(
-        [[round(float(w), 3) for w in row[: i + 1]] for i, row in enumerate(pattern)], separators=(",", ":")
-    )
-    return tag("p", *spans, class_="astrip", data_rows=rows)
+        kind = "at dest" if i == chosen else "at"
+        boxes.append(tag("span", visible(token), words, class_=kind, style=style, tabindex="0"))
+    rows = [[round(float(w), 3) for w in row[: i + 1]] for i, row in enumerate(pattern)]
+    packed = json.dumps(rows, separators=(",", ":"))
+    return tag("p", *boxes, class_="astrip", data_rows=packed, data_dest=chosen)
+
+
+def destination(view: Attention, position: str, n: int) -> int:
+    """Index of the token whose row is shown first."""
+    if position.lstrip("-").isdigit():
+        return int(position) % n
+    start, stop = view.spans.get(position, (0, 0))
+    return stop - 1 if start < stop <= n else n - 1

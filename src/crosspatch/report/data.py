@@ -176,14 +176,16 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Remark:
-    """One finding of the diagnosis, and the addresses that it concerns. `severity` is `error`, `warning` or `note`."""
+    """Findings of the diagnosis that have the same title, and the addresses that they concern.
+
+    `severity` is `error`, `warning` or `note`.
+    """
 
     severity: str
     title: str
-    detail: str
+    details: tuple[str, ...] = ()
     fix: str = ""
     rows: tuple[str, ...] = ()
-    code: str = ""
 
 
 @dataclass(frozen=True)

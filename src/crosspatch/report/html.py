@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -28,7 +27,7 @@ GROUPS = (
     ("inputs", "Inside the heads: queries, keys, values, patterns", ("q", "k", "v", "pattern")),
     ("neurons", "MLP neurons", ("mlp_act", "neuron")),
 )
-TABLE_ROWS = 12
+TABLE_ROWS, FEWEST_ROWS = 12, 5
 
 
 def render(data: ReportData) -> str:
@@ -80,22 +79,35 @@ def context(data: ReportData) -> dict[str, Any]:
         "plane": gate_plane(plane) if both else None,
         "tables": tables,
         "linked": linked,
-        "attention": attention_items(data.attention),
+        "attention": attention_items(data),
         "interval": interval,
         "counts": {s: sum(f.severity == s for f in data.findings) for s in ("error", "warning", "note")},
     }
 
 
-def attention_items(views: Sequence[Attention]) -> list[dict[str, Any]]:
-    """One item per head: its patterns on the first example in full, on the others as strips of text."""
+def attention_items(data: ReportData) -> list[dict[str, Any]]:
+    """One item per head: its patterns on the first example in full, on the others as strips of text.
+
+    A strip shows the row of the position at which patching the head has its largest effect.
+    """
     heads: dict[str, list[Attention]] = {}
-    for view in views:
+    for view in data.attention:
         heads.setdefault(view.head, []).append(view)
+    position: dict[str, str] = {}
+    for effect in sorted((e for level in data.levels for e in level.effects if e.kind == "z"), key=lambda e: -e.size):
+        position.setdefault(effect.address.split("@")[0], effect.position)
     return [
         {
             "head": head,
+            "position": position.get(head, "END"),
             "figure": attention_matrix(its[0]),
-            "strips": [(v.example, attention_strip(v), attention_strip(v, corrupt=True)) for v in its],
+            "strips": [
+                (
+                    attention_strip(v, position.get(head, "END")),
+                    attention_strip(v, position.get(head, "END"), corrupt=True),
+                )
+                for v in its
+            ],
         }
         for head, its in heads.items()
     ]
@@ -113,7 +125,8 @@ def part_tables(data: ReportData) -> list[dict[str, Any]]:
         if not rows:
             continue
         rows.sort(key=lambda pair: -pair[0].size)
-        shown = rows[:TABLE_ROWS]
+        mattering = sum(e.matters for e, _ in rows)
+        shown = rows[: min(TABLE_ROWS, max(FEWEST_ROWS, mattering + 2))]
         band = next((level.band for _, level in shown if level.band != Band()), Band())
         axis = shared_axis([e for e, _ in shown], band)
         tables.append(
@@ -121,6 +134,8 @@ def part_tables(data: ReportData) -> list[dict[str, Any]]:
                 "name": name,
                 "title": title,
                 "total": len(rows),
+                "mattering": mattering,
+                "rule": next((level.rule for _, level in shown if level.rule), ""),
                 "band": band,
                 "scale": strip_scale(axis).element(),
                 "rows": [_table_row(e, about.get(e.address, []), strip(e, axis, band).element()) for e, _ in shown],

@@ -102,20 +102,23 @@ def control_band(result: SweepResult, metric: str | None = None) -> Band:
 def remarks_of(result: SweepResult, findings: Sequence[Finding] | None = None) -> tuple[Remark, ...]:
     """Findings about a table (its own when None), most serious first, with addresses for row numbers.
 
-    What is said twice in the same words is said once, about the rows of both.
+    Those of one title (the same remark about several levels, say) become one.
     """
-    order = {"error": 0, "warning": 1, "note": 2}
     several = result.rows["corruption"].nunique() > 1
-    merged: dict[tuple[str, str, str], Remark] = {}
-    for finding in sorted(result.findings if findings is None else findings, key=lambda f: order[f.severity]):
+    merged: dict[tuple[str, str], Remark] = {}
+    for finding in result.findings if findings is None else findings:
         rows = result.rows.iloc[finding.rows]
         suffixes = [f" ({c})" if several and c else "" for c in rows["corruption"]]
         keys = [a + s for a, s in zip(rows["address"], suffixes, strict=True)]
         title = finding.title or finding.code.replace("_", " ").replace("-", " ")
-        said = (finding.severity, title, finding.text)
-        keys = [*(merged[said].rows if said in merged else ()), *keys]
-        merged[said] = Remark(*said, finding.fix, tuple(dict.fromkeys(keys)), finding.code)
-    return tuple(merged.values())
+        before = merged.get((finding.severity, title), Remark(finding.severity, title, fix=finding.fix))
+        merged[finding.severity, title] = replace(
+            before,
+            details=tuple(dict.fromkeys((*before.details, finding.text))),
+            rows=tuple(dict.fromkeys((*before.rows, *keys))),
+        )
+    order = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(merged.values(), key=lambda remark: order[remark.severity]))
 
 
 def baseline(result: SweepResult, side: str, metric: str | None = None) -> Estimate:

@@ -96,10 +96,14 @@ def _lane(
 def strip_scale(axis: Axis) -> Panel:
     """The axis of the strips, to stand above them."""
     parts = []
-    for value in nice_ticks(axis.low, axis.high, 5):
+    ticks = nice_ticks(axis.low, axis.high, 5)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
+    digits = max(0, min(4, math.ceil(-math.log10(step) - 1e-9)))
+    digits += not math.isclose(step * 10**digits, round(step * 10**digits))
+    for value in ticks:
         x = axis(value)
         parts.append(tag("line", x1=x, x2=x, y1=15, y2=20, class_="ax"))
-        parts.append(tag("text", signed(value, 1).lstrip("+"), x=x, y=11, text_anchor="middle", class_="s"))
+        parts.append(tag("text", signed(value, digits).lstrip("+"), x=x, y=11, text_anchor="middle", class_="s"))
     return Panel(Markup("").join(parts), STRIP_WIDTH, 20)
 
 
@@ -126,9 +130,9 @@ def gate_plane(effects: Sequence[Effect], *, label: int = 8, size: float = 430.0
         parts.append(tag("text", percent(value), x=left - 5, y=y + 4, text_anchor="end", class_="s"))
     corner = {"x1": across(across.low), "y1": up(across.low), "x2": across(across.high), "y2": up(across.high)}
     parts.append(tag("line", **corner, class_="zero", stroke_dasharray="4 3"))
-    parts.append(tag("text", "AND-like: needs company", x=left + 8, y=28, class_="s", font_style="italic"))
+    parts.append(tag("text", "AND-like: needs company", x=left + 8, y=28, class_="s h", font_style="italic"))
     words = "OR-like: has a backup"
-    parts.append(tag("text", words, x=size - 20, y=bottom - 8, text_anchor="end", class_="s", font_style="italic"))
+    parts.append(tag("text", words, x=size - 20, y=bottom - 8, text_anchor="end", class_="s h", font_style="italic"))
     middle = (14 + bottom) / 2
     parts.append(tag("text", "denoise: share restored", x=(left + size) / 2, y=size - 8, text_anchor="middle"))
     parts.append(
@@ -156,7 +160,8 @@ def gate_plane(effects: Sequence[Effect], *, label: int = 8, size: float = 430.0
             opacity=0.35 if tone == "flat" else 0.85,
         )
         parts.append(dot)
-    parts += _labels(ranked[:label], across, up, size)
+    named = [e for e in ranked if e.matters] or ranked
+    parts += _labels(named[:label], across, up, size)
     caption = Markup(
         "Each dot is one part. Across: how much of the gap its clean value <b>restores</b> in the corrupt run. Up: how "
         "much its corrupt value <b>breaks</b> in the clean run. On the dashed line the two agree; the vertical "
@@ -186,7 +191,7 @@ def _labels(effects: Sequence[Effect], across: Axis, up: Axis, size: float) -> l
             top = y + nudge
             if all(abs(top - t) > 11 or left > r or left + width < s for s, r, t in taken):
                 taken.append((left, left + width, top))
-                parts.append(tag("text", effect.address, x=left, y=top, class_="m"))
+                parts.append(tag("text", effect.address, x=left, y=top, class_="m h"))
                 break
     return parts
 

@@ -94,6 +94,7 @@ FIGURE_CSS = """
 Roboto,"Helvetica Neue",Arial,sans-serif}
 .cpf text{font-family:inherit;fill:var(--ink);font-size:11px}.cpf text.s{fill:var(--soft)}
 .cpf text.m{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
+.cpf text.h{stroke:var(--paper);stroke-width:3px;paint-order:stroke}
 .cpf text.t{font-weight:600;font-size:12px}
 .cpf .c{stroke:var(--paper);stroke-width:1}.cpf .z{fill:none;stroke:var(--rule);stroke-dasharray:2 2}
 .cpf text.v{font-size:10px;text-anchor:middle;pointer-events:none;font-variant-numeric:tabular-nums}

@@ -87,7 +87,7 @@ def headline(data: ReportData) -> list[str]:
     for kind, found in (("attention heads", heads), ("blocks", blocks)):
         level, parts = max(found, key=lambda pair: len(pair[1]), default=(None, []))
         if level is not None and parts:
-            said.append(_parts_sentence(parts, kind, level.rule))
+            said.append(_parts_sentence(parts, kind))
             break
     routes = route(data)
     if routes:
@@ -101,14 +101,13 @@ def headline(data: ReportData) -> list[str]:
     return said
 
 
-def _parts_sentence(parts: Sequence[Effect], kind: str, rule: str) -> str:
+def _parts_sentence(parts: Sequence[Effect], kind: str) -> str:
     patched = {(e.kind, e.layer, e.index) for e in parts}
     moving = {(e.kind, e.layer, e.index) for e in parts if e.matters}
-    reason = f" ({rule})" if rule else ""
     if not moving:
-        return f"None of the {len(patched)} {kind} patched has an effect that can be told from none{reason}."
+        return f"None of the {len(patched)} {kind} patched has an effect that can be told from none."
     verb = "moves" if len(moving) == 1 else "move"
-    said = f"Of {len(patched)} {kind} patched, {len(moving)} {verb} the metric reliably{reason}."
+    said = f"Of {len(patched)} {kind} patched, {len(moving)} {verb} the metric reliably."
     best = max((e for e in parts if e.matters), key=signed_size)
     worst = min((e for e in parts if e.matters), key=signed_size)
     if signed_size(best) > 0:
@@ -140,25 +139,29 @@ def _gate_clause(effect: Effect) -> str:
 
 def route(data: ReportData) -> str:
     """At which layer the information is at which role, read off the residual stream's denoise effects."""
-    rows = [e for level in data.levels for e in level.effects if e.kind in RESIDUAL and e.layer is not None]
-    by_role: dict[str, list[Effect]] = {}
-    for effect in rows:
-        if math.isfinite(effect.denoise.share):
-            by_role.setdefault(effect.position, []).append(effect)
+    by_role: dict[str, list[tuple[float, str]]] = {}
+    for effect in (e for level in data.levels for e in level.effects if e.kind in RESIDUAL):
+        if effect.position != "*" and effect.denoise.share >= 0.5:
+            by_role.setdefault(effect.position, []).append(_depth(effect))
     clauses = []
-    for role, effects in by_role.items():
-        strong = sorted(e.layer for e in effects if e.denoise.share >= 0.5 and e.layer is not None)
-        if strong and role != "*":
-            where = (
-                f"before layer {strong[0]}"
-                if strong[0] == strong[-1]
-                else f"from layer {strong[0]} to layer {strong[-1]}"
-            )
-            clauses.append((strong[0], f"at {role} {where}"))
+    for role, found in by_role.items():
+        (first, start), (last, end) = min(found), max(found)
+        where = f"from {start} to {end}" if first != last else start if start.startswith("after") else f"before {start}"
+        clauses.append((first, f"at {role} {where}"))
     if not clauses:
         return ""
-    listed = [text for _, text in sorted(clauses, key=lambda c: c[0])]
+    listed = [text for _, text in sorted(clauses)]
     return f"In the residual stream, at least half of the gap is carried {_and(listed)}."
+
+
+def _depth(effect: Effect) -> tuple[float, str]:
+    """How deep a place in the residual stream is, and the layer that reads it (or has just written it)."""
+    layer = effect.layer or 0
+    if effect.kind == "resid_mid":
+        return layer + 0.5, f"the MLP of layer {layer}"
+    if effect.kind == "resid_post":
+        return layer + 1, f"after layer {layer}"
+    return layer, f"layer {layer}"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -33,6 +33,7 @@
   document.querySelectorAll(".astrip").forEach((strip) => {
     const rows = JSON.parse(strip.dataset.rows);
     const tokens = [...strip.querySelectorAll(".at")];
+    const first = Number(strip.dataset.dest);
     const show = (destination) => {
       const row = rows[destination];
       tokens.forEach((token, i) => {
@@ -46,8 +47,8 @@
       token.addEventListener("pointerenter", () => show(i));
       token.addEventListener("focus", () => show(i));
     });
-    strip.addEventListener("pointerleave", () => show(tokens.length - 1));
-    strip.addEventListener("focusout", () => show(tokens.length - 1));
+    strip.addEventListener("pointerleave", () => show(first));
+    strip.addEventListener("focusout", () => show(first));
   });
 
   document.querySelectorAll("table.sortable").forEach((table) => {

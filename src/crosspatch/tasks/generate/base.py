@@ -15,7 +15,7 @@ from crosspatch.tasks.encode import CharSpan, Encoder
 from crosspatch.tasks.pairs import Pair, Task
 from crosspatch.tasks.words import NOUNS
 
-ATTEMPTS = 200  # draws per wanted pair before giving up
+STALE = 3000  # draws in a row that bring no new pair before giving up
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,16 @@ class Behaviour:
         """
         words = Vocabulary(tokenizer)
         pairs: dict[tuple[str, str], Pair] = {}
-        unfit = 0
-        for attempt in range(ATTEMPTS * (n + 10)):
+        unfit = stale = attempt = 0
+        while len(pairs) < n and stale < STALE:
             pair = self.draw(Random(f"{self.name}/{seed}/{attempt}"), corruption, words)
+            attempt += 1
+            stale += 1
             if pair is None or pair.clean == pair.corrupt or not words.fits(pair):
                 unfit += 1
-                continue
-            pairs.setdefault((pair.clean, pair.corrupt), pair)
-            if len(pairs) == n:
-                break
+            elif (pair.clean, pair.corrupt) not in pairs:
+                pairs[pair.clean, pair.corrupt] = pair
+                stale = 0
         if len(pairs) < n:
             raise TaskError(
                 f"only {len(pairs)} different pairs could be made, {n} were asked for ({unfit} draws did not fit)",

@@ -56,7 +56,7 @@ def _known(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | N
         before, found, after = row["prompt"].partition(row["subject"])
         if found:
             facts.append(Fact(before, row["subject"], after, f" {row['attribute']}"))
-    return _task(facts, "known-facts", "completes a fact", seed, words, n, path)
+    return _task(facts, "known-facts", "completes a fact", seed, words, path)
 
 
 def _relation(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | None) -> Task:
@@ -65,7 +65,7 @@ def _relation(path: Path, corruption: str, seed: int, words: Vocabulary, n: int 
     for template in data["prompt_templates"]:
         before, _, after = template.partition("{}")
         facts += [Fact(before, s["subject"], after, f" {s['object']}") for s in data["samples"]]
-    return _task(facts, data["name"], f"completes the relation '{data['name']}'", seed, words, n, path)
+    return _task(facts, data["name"], f"completes the relation '{data['name']}'", seed, words, path)
 
 
 def _ravel_attributes(path: Path) -> list[str]:
@@ -76,23 +76,26 @@ def _ravel_attributes(path: Path) -> list[str]:
 
 def _ravel(path: Path, corruption: str, seed: int, words: Vocabulary, n: int | None, attribute: str) -> Task:
     entities = read_json(path.with_name(path.name.replace("attribute_to_prompts", "entity_attributes")))
+    known = [(entity, values[attribute]) for entity, values in entities.items() if values.get(attribute)]
+    # An entity named twice has no single span; a trailing space leaves no token to predict.
+    templates = [t for t in read_json(path)[attribute] if t.count("%s") == 1 and not t[-1].isspace()]
+    chosen: Iterable[int] = range(len(templates) * len(known))
+    if n is not None and len(templates) * len(known) > FACTS_PER_PAIR * n:
+        chosen = Random(f"{seed}/{attribute}").sample(range(len(templates) * len(known)), FACTS_PER_PAIR * n)
     facts = []
-    for template in read_json(path)[attribute]:
-        if template.count("%s") != 1 or template[-1].isspace():
-            continue  # an entity named twice has no single span; a trailing space leaves no token to predict
+    for i in chosen:
+        template, (entity, value) = templates[i % len(templates)], known[i // len(templates)]
         before, _, after = template.partition("%s")
         space = "" if template[-1] in "\"'/[" else " "  # the answer continues an open quotation
-        facts += [Fact(before, e, after, space + v[attribute]) for e, v in entities.items() if v.get(attribute)]
+        facts.append(Fact(before, entity, after, space + value))
     if not facts:
         raise TaskError(
             f"no prompt of {attribute!r} names its entity once", where=str(path), fix="use another attribute"
         )
-    return _task(facts, attribute, f"recalls the attribute '{attribute}'", seed, words, n, path)
+    return _task(facts, attribute, f"recalls the attribute '{attribute}'", seed, words, path)
 
 
-def _task(
-    facts: Iterable[Fact], name: str, description: str, seed: int, words: Vocabulary, n: int | None, path: Path
-) -> Task:
+def _task(facts: Iterable[Fact], name: str, description: str, seed: int, words: Vocabulary, path: Path) -> Task:
     """Each fact with a partner that has the same sentence and another answer; with a tokenizer, one of equal length.
 
     Facts are coupled where possible (each is the other's partner), so that few pairs share a prompt and splits stay
@@ -100,8 +103,6 @@ def _task(
     """
     groups: dict[tuple[str, str, int], list[Fact]] = defaultdict(list)
     facts = list(facts)
-    if n is not None and len(facts) > FACTS_PER_PAIR * n:
-        facts = Random(f"{seed}/{name}").sample(facts, FACTS_PER_PAIR * n)
     drawn = len(facts)
     if words.encoder is not None:
         words.encoder.prime(f.prompt for f in facts)
