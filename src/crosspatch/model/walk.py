@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crosspatch.errors import InterventionError
+from crosspatch.model.activation import one_kernel, written_out
 from crosspatch.model.attention import AttentionRule, attend, capturing, query_key_value
 from crosspatch.model.pack import Group, Pack
 from crosspatch.model.plan import Atom, PlannedRow, example_of
@@ -59,8 +60,8 @@ class Walk:
             order of ``self.pack``.
         """
         first = min(layer for layer, _ in self.starting)
-        attentions = [block.attn for block in self.model.anatomy.blocks[first:]]
-        with capturing(attentions):
+        blocks = self.model.anatomy.blocks[first:]
+        with capturing([block.attn for block in blocks]), one_kernel(written_out([block.mlp for block in blocks])):
             for layer in range(first, self.last + 1):
                 self._block(layer)
         if not self.pack.reads_only:

@@ -14,7 +14,8 @@
     confirmation/            a sweep result on the held-out pairs
     confirmation.json        {"rows": [records of `Localization.confirmed`]}
 
-The last two are missing where the task was too small to be split, conditional.json where there was no part to remove.
+The last two are missing where the task was too small to be split, conditional.json where no part was removed (none
+matters, or the removal of each breaks everything).
 JSON holds no NaN and no infinities: they are null. Nothing in the folder can run code.
 """
 

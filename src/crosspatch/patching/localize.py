@@ -28,10 +28,19 @@ from crosspatch.tasks import Task
 
 PRIMARIES = 3
 """Parts whose removal is studied, one by one and together."""
+BROKEN = 0.95
+"""Share of the gap from which on the removal of a part counts as having broken everything."""
 CONFIRMED = 5
 """Rows per level that are run again on held-out pairs."""
 SHOWN_HEADS, SHOWN_EXAMPLES = 6, 3
 SMALLEST_HELD_OUT = 4
+_NO_TAKEOVER = Finding(
+    "no-takeover",
+    "note",
+    f"No part was removed to see what takes over: none matters, or removing it alone breaks {BROKEN:.0%} of the "
+    "behaviour.",
+    title="No conditional ablation",
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def localize(
     drilled = run_drill(setup, plan, top=top, alpha=alpha, min_effect=min_effect, out=levels)
     found = _remove_top(setup, drilled)
     confirmation, confirmed, said = _confirm(options, model, rest, drilled, folder)
-    backups = _placed(found, drilled) if found else []
+    backups = _placed(found, drilled) if found else [_NO_TAKEOVER]
     findings = merge_findings(drilled.levels, [*split_note, *backups, *said])
     assert setup.gates is not None  # set_up opened them
     result = Localization(
@@ -159,7 +168,7 @@ def _split(task: Task, held_out: float, seed: int) -> tuple[Task, Task | None, l
 
 
 def _parts(drilled: Drill) -> list[str]:
-    """Addresses of the parts (heads, MLP blocks) that matter, strongest first."""
+    """Addresses of the parts (heads, MLP blocks) that matter and leave something to take over, strongest first."""
     found: list[tuple[float, str]] = []
     for name, kind in (("head", "z"), ("block", "mlp_out")):
         level = drilled.levels.get(name)
@@ -168,6 +177,7 @@ def _parts(drilled: Drill) -> list[str]:
         frame = level.frame()
         mattering = matters(level, frame)
         chosen = (mattering["denoise"] | mattering["noise"]) & (frame["kind"] == kind).to_numpy()
+        chosen &= (frame["noise_norm"] < BROKEN).to_numpy()
         sizes = frame[["denoise_effect", "noise_effect"]].abs().max(axis=1)
         found += [(-float(sizes.iloc[i]), frame["address"].iloc[i]) for i in np.flatnonzero(chosen)]
     return list(dict.fromkeys(address for _, address in sorted(found)))
