@@ -43,16 +43,16 @@ log = Console(stderr=True, highlight=False)
 
 @dataclass
 class Line:
-    """One sweep's outcome: seconds, MiB; what concerns the peer is None when it was not run."""
+    """One outcome: seconds, MiB; None for what was not measured."""
 
     name: str
     ours_s: float
     peer: str | None
     peer_s: float | None
     ratio: float | None
-    floor_fraction: float
+    floor_fraction: float | None
     max_abs_diff: float | None
-    peak_mib: float
+    peak_mib: float | None
 
 
 def measure(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers as tf
 
+from crosspatch.shortformer import ShortformerConfig, ShortformerForCausalLM
+
 VOCAB = 97
 _LLAMA = {
     "vocab_size": VOCAB,
@@ -83,6 +85,17 @@ FAMILIES: dict[str, Callable[[], tuple[type, Any]]] = {
     "qwen3_moe": lambda: (
         tf.Qwen3MoeForCausalLM,
         tf.Qwen3MoeConfig(**_LLAMA, **_MOE, num_experts=4, head_dim=16, moe_intermediate_size=32),
+    ),
+    "shortformer": lambda: (
+        ShortformerForCausalLM,
+        ShortformerConfig(
+            vocab_size=VOCAB,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            unembed_bias=True,
+        ),
     ),
 }
 

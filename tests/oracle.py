@@ -102,7 +102,7 @@ def _hook_block(stack: ExitStack, layer: int, block: Any, model: Model) -> None:
     def attn_out(module: Any, args: Any, output: Any) -> Any:
         x = output[0] if isinstance(output, tuple) else output
         x = _visit("attn_out", layer, x)
-        if not model.shape.parallel:
+        if model.shape.has_resid_mid:
             x = _visit("resid_mid", layer, residual["x"] + x) - residual["x"]
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
@@ -131,6 +131,8 @@ def _hook_block(stack: ExitStack, layer: int, block: Any, model: Model) -> None:
     hook(block.layer.register_forward_hook(post))
     hook((block.norm_attn_out if block.post_norm else block.attn).register_forward_hook(attn_out))
     hook(block.o_proj.register_forward_pre_hook(z))
+    if block.mlp is None:
+        return
     if block.down_proj is not None:
         hook(block.down_proj.register_forward_pre_hook(act))
     last = block.norm_mlp_out if isinstance(block.norm_mlp_out, torch.nn.Module) else block.mlp

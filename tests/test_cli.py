@@ -12,7 +12,7 @@ import pytest
 from crosspatch.cli import console, main
 from crosspatch.cli.console import Bars, finite, table
 from crosspatch.cli.folders import MARKER, essential, open_folder
-from crosspatch.cli.inputs import is_file
+from crosspatch.cli.inputs import is_file, load_task
 from crosspatch.errors import GateError, ResultError
 
 
@@ -93,6 +93,18 @@ def test_help_is_quick_because_torch_stays_out() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_listings_do_not_wait_for_torch() -> None:
+    script = (
+        "import sys\nfrom crosspatch.cli import main\nsys.argv = ['crosspatch', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    for command in (["--help"], ["tasks"], ["tasks", "--json"], ["models"], ["models", "--json"]):
+        done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+
+
 def test_version(run) -> None:
     from importlib.metadata import version
 
@@ -156,6 +168,68 @@ def test_a_wrong_task_name_is_bad_input_with_a_hint(run, random_model) -> None:
     code, out, err = run("tasks", "show", "ioj", "--model", random_model)
     assert (code, out) == (2, "")
     assert "did you mean 'ioi'" in err
+
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+GREATER_THAN = """clean,corrupted,label
+The contract lasted from the year 1352 to the year 13,The contract lasted from the year 1301 to the year 13,52
+The plan lasted from the year 1642 to the year 16,The plan lasted from the year 1601 to the year 16,42
+"""
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch) -> Path:
+    """A folder of public data with one small set in it."""
+    folder = tmp_path / "data"
+    (folder / "greater-than").mkdir(parents=True)
+    (folder / "greater-than" / "greater_than.csv").write_text(GREATER_THAN)
+    monkeypatch.setenv("CROSSPATCH_DATA", str(folder))
+    return folder
+
+
+def test_public_sets_are_listed_where_they_are(run, public) -> None:
+    code, out, _ = run("tasks")
+    assert code == 0
+    assert str(public) in out
+    assert "public:greater-than" in out
+    code, out, _ = run("tasks", "--json")
+    assert json.loads(out)["public"] == {"folder": str(public), "names": ["public:greater-than"]}
+    (public / "greater-than" / "greater_than.csv").unlink()
+    code, out, _ = run("tasks")
+    assert code == 0
+    assert "ublic" not in out
+
+
+def test_a_public_set_is_a_task(public) -> None:
+    task = load_task("public:greater-than", None, 2, 0, None)
+    assert (task.name, len(task)) == ("greater-than", 2)
+    assert "Hanna et al. 2023" in task.provenance
+    assert len(load_task("public:greater-than", None, 50, 0, None)) == 2
+
+
+def test_a_public_set_that_is_not_there_is_bad_input_with_near_names(run, random_model, public, monkeypatch) -> None:
+    code, out, err = run("tasks", "show", "public:greater-then", "--model", random_model)
+    assert (code, out) == (2, "")
+    assert "did you mean 'greater-than'" in err
+    code, _, err = run("tasks", "show", "public:greater-than", "--model", random_model, "--corruption", "abc")
+    assert code == 2
+    assert "use 01" in err
+    monkeypatch.setenv("CROSSPATCH_DATA", str(public / "absent"))
+    code, _, err = run("tasks", "show", "public:greater-than", "--model", random_model)
+    assert code == 2
+    assert "no such folder" in err
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no public data at {DATA}")
+def test_public_ioi_is_patched(run, random_model, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("CROSSPATCH_DATA", raising=False)
+    code, out, err = run("tasks", "show", "ioi/eap_ig", "--model", random_model)
+    assert code == 2
+    assert "public:ioi/eap_ig" in err
+    code, out, err = run("patch", "--task", "public:ioi/dpa", "--model", random_model, "--sites", "r*@END", "--n", 4,
+                         "--force", "--out", tmp_path / "out", "--json")  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["rows"]
 
 
 def test_gates_refuse_an_untrained_model(run, random_model) -> None:

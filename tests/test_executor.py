@@ -54,7 +54,9 @@ def prompts(seed: int, n: int = 3) -> tuple[list[list[int]], list[list[int]]]:
 
 def site_of(kind: str, layer: int, model: Model, rng: random.Random) -> Site | None:
     shape = model.shape
-    if (kind == "resid_mid" and shape.parallel) or (kind in ("mlp_act", "neuron") and not shape.has_neurons):
+    if (kind == "resid_mid" and not shape.has_resid_mid) or (kind in ("mlp_act", "neuron") and not shape.has_neurons):
+        return None
+    if kind == "mlp_out" and not shape.has_mlp:
         return None
     if kind == "input":
         return Site("input")

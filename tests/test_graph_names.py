@@ -11,6 +11,7 @@ GPT2 = ModelShape(12, 12, 12, 768, 64, 3072, 50257)
 GROUPED = ModelShape(4, 6, 2, 48, 8, 96, 100)
 PARALLEL = ModelShape(4, 2, 2, 16, 8, 32, 100, parallel=True)
 MIXTURE = ModelShape(4, 2, 2, 16, 8, 32, 100, has_neurons=False)
+ATTENTION_ONLY = ModelShape(4, 2, 2, 16, 8, 0, 100, has_neurons=False, has_mlp=False)
 
 small = st.integers(0, 200)
 
@@ -156,6 +157,10 @@ def test_spelling_is_not_identity():
         ("r1.mid", PARALLEL, "in parallel"),
         ("m1.n0", MIXTURE, "mixture of experts"),
         ("m1.act", MIXTURE, "use m1"),
+        ("m1", ATTENTION_ONLY, "they have no MLP"),
+        ("m1.act", ATTENTION_ONLY, "attention only"),
+        ("m1.n0", ATTENTION_ONLY, "they have no MLP"),
+        ("r1.mid", ATTENTION_ONLY, "use r1.post, a1"),
     ],
 )
 def test_validate_says_what_there_is_instead(text, shape, says):
@@ -196,6 +201,14 @@ def test_select_knows_grouped_and_parallel_models():
         select("m0.*", MIXTURE)
 
 
+def test_a_model_without_mlps_has_none_to_select():
+    assert select("m*", ATTENTION_ONLY) == []
+    assert [str(a) for a in select("a*, m*", ATTENTION_ONLY)] == ["a0", "a1", "a2", "a3"]
+    assert {a.site.kind for a in select("*, r*.*", ATTENTION_ONLY)} == {"input", "resid_pre", "resid_post", "attn_out"}
+    with pytest.raises(AddressError, match="they have no MLP"):
+        select("a*, m0", ATTENTION_ONLY)
+
+
 def test_select_matches_span_names():
     assert [a.position for a in select("a0@S?", GPT2, spans=["S2", "IO", "S1", "END"])] == ["S2", "S1"]
     assert len(select("a0@?*", GPT2, spans=["S2", "IO"])) == 2
@@ -229,7 +242,7 @@ def test_a_pattern_that_matches_nothing_says_what_there_is(pattern, says):
 
 @given(sites(kinds=tuple(k for k in KINDS if k != "logits")))
 def test_a_site_that_exists_is_selected_by_its_own_name(site):
-    for shape in (GPT2, GROUPED, PARALLEL, MIXTURE):
+    for shape in (GPT2, GROUPED, PARALLEL, MIXTURE, ATTENTION_ONLY):
         try:
             validate(site, shape)
         except AddressError:
@@ -242,3 +255,5 @@ def test_a_shape_that_cannot_be_is_refused():
         ModelShape(2, 6, 4, 48, 8, 96, 100)
     with pytest.raises(ModelError, match="n_layers is 0"):
         ModelShape(0, 6, 6, 48, 8, 96, 100)
+    with pytest.raises(ModelError, match="without MLPs"):
+        ModelShape(2, 6, 6, 48, 8, 0, 100, has_mlp=False)

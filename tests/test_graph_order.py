@@ -20,6 +20,7 @@ from crosspatch.graph import (
 GPT2 = ModelShape(12, 12, 12, 768, 64, 3072, 50257)
 GROUPED = ModelShape(3, 6, 2, 48, 8, 5, 100)
 PARALLEL = ModelShape(3, 2, 2, 16, 8, 5, 100, parallel=True)
+ATTENTION_ONLY = ModelShape(3, 2, 2, 16, 8, 0, 100, has_neurons=False, has_mlp=False)
 
 
 def all_sites(shape):
@@ -47,6 +48,15 @@ def test_grouped_and_parallel_edges_match_their_formulas():
     assert len(list(edges(PARALLEL))) == sum(parallel) + 1 + 3 * 3
 
 
+def test_attention_only_blocks_have_no_mlp_among_nodes_receivers_and_children():
+    """Elhage et al. 2021: every head of a layer reads the embedding and all heads of the layers before."""
+    assert [str(site) for site in nodes(ATTENTION_ONLY)] == ["input", *(f"a{i}.h{h}" for i in range(3) for h in (0, 1))]
+    assert {site.kind for site in receivers(ATTENTION_ONLY)} == {"q", "k", "v", "logits"}
+    assert len(list(edges(ATTENTION_ONLY))) == sum(3 * 2 * (1 + 2 * layer) for layer in range(3)) + 1 + 3 * 2
+    assert [str(site) for site in children(parse_site("r2"), ATTENTION_ONLY)] == ["a1"]
+    assert [str(site) for site in children(parse_site("r2.post"), ATTENTION_ONLY)] == ["a2"]
+
+
 def test_sequential_and_parallel_blocks_differ_in_one_place():
     assert before("a5.h3", "m5", GPT2)
     assert not comes_before(Site("z", 1, 0), Site("mlp_out", 1), PARALLEL)
@@ -60,14 +70,14 @@ def test_sequential_and_parallel_blocks_differ_in_one_place():
     assert not before("m5", "r5.mid", GPT2)
 
 
-@pytest.mark.parametrize("shape", [GROUPED, PARALLEL], ids=["sequential", "parallel"])
+@pytest.mark.parametrize("shape", [GROUPED, PARALLEL, ATTENTION_ONLY], ids=["sequential", "parallel", "attention only"])
 def test_input_precedes_all_and_all_precede_the_logits(shape):
     for site in all_sites(shape):
         assert comes_before(Site("input"), site, shape) == (site.kind != "input")
         assert comes_before(site, Site("logits"), shape) == (site.kind != "logits")
 
 
-@pytest.mark.parametrize("shape", [GROUPED, PARALLEL], ids=["sequential", "parallel"])
+@pytest.mark.parametrize("shape", [GROUPED, PARALLEL, ATTENTION_ONLY], ids=["sequential", "parallel", "attention only"])
 @given(data=st.data())
 def test_the_order_is_a_strict_partial_order(shape, data):
     a, b, c = (data.draw(st.sampled_from(all_sites(shape))) for _ in range(3))
@@ -85,7 +95,7 @@ def test_sorting_respects_the_order(data):
         assert a < b or (a.kind, b.kind) == ("resid_post", "resid_pre")  # two names of one activation
 
 
-@pytest.mark.parametrize("shape", [GROUPED, PARALLEL], ids=["sequential", "parallel"])
+@pytest.mark.parametrize("shape", [GROUPED, PARALLEL, ATTENTION_ONLY], ids=["sequential", "parallel", "attention only"])
 def test_children_are_finer_and_exist(shape):
     for site in all_sites(shape):
         for child in children(site, shape):

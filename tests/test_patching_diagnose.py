@@ -10,8 +10,8 @@ import pytest
 
 from crosspatch.metrics import resolve_metrics
 from crosspatch.patching import Zero, diagnose
-from crosspatch.patching.evidence import control_size, matters
 from crosspatch.results import Methodology, SweepResult
+from crosspatch.results.evidence import control_size, matters
 
 N = 32
 

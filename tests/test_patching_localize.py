@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import toys
 
 from crosspatch.errors import AddressError, GateError, ResultError
 from crosspatch.patching import Localization, localize
+from crosspatch.results import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,38 @@ def test_backups_are_named_with_the_rows_of_the_table(tmp_path):
     saved = json.loads((tmp_path / "conditional.json").read_text())
     assert {row["part"] for row in saved["rows"] if row["backup"]} == {"a0.h0@END", "a0.h1@END"}
     assert len(Localization.load(tmp_path).conditional) == len(result.conditional) == len(saved["rows"])
+
+
+def test_a_run_that_stops_among_the_removals_goes_on_there(tmp_path, monkeypatch):
+    """Blocks of one job each; the third write is the last before the power goes."""
+    plan, model, task = ("residual", "block", "head"), toys.or_network(), toys.gate_task(8)
+    whole = localize(model, task, plan=plan, held_out=0)
+    monkeypatch.setattr(sys.modules["crosspatch.patching.conditional"], "ROWS_PER_BLOCK", 8)
+    append, written = Checkpoint.append, []
+
+    def stop(self, keys, values):
+        if self.folder.parent.name == "conditional":
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            written.append(keys)
+        append(self, keys, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            localize(model, task, plan=plan, held_out=0, out=tmp_path)
+    assert len(list((tmp_path / "conditional" / "parts").glob("part-*"))) == 3
+    again = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Checkpoint, "append", lambda self, keys, values: [again.extend(keys), append(self, keys, values)]
+        )
+        result = localize(model, task, plan=plan, held_out=0, out=tmp_path)
+    assert again
+    assert not {key for keys in written for key in keys} & set(again)
+    pd.testing.assert_frame_equal(result.conditional, whole.conditional, rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "conditional").exists()
+    assert (tmp_path / "conditional.json").is_file()
 
 
 def test_refusals(tmp_path):

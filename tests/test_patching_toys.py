@@ -11,7 +11,9 @@ import pytest
 import toys
 
 from crosspatch.errors import GateError
-from crosspatch.patching import GaussianNoise, causal_trace, conditional, drill, patch
+from crosspatch.patching import GaussianNoise, OtherRun, Zero, causal_trace, conditional, drill, patch
+from crosspatch.patching.plan import plan_cells
+from crosspatch.patching.sweep import set_up
 
 PARTS = {"A": "a0.h0@END", "B": "a0.h1@END", "C": "m1@END"}
 GAP = 2 * toys.SCALE
@@ -78,6 +80,29 @@ def test_no_backup_is_said():
     found = conditional(toys.and_network(), toys.gate_task(), ["a0.h0@END"], "a*.h*@END")
     assert not found.frame["backup"].any()
     assert [f.code for f in found.findings] == ["no-backup"]
+
+
+@pytest.mark.parametrize("source", [OtherRun(), Zero(), GaussianNoise(draws=2)], ids=lambda s: type(s).__name__)
+def test_after_a_removal_a_part_has_the_effect_of_both_edits_in_one_row(source):
+    """The removal may be in the base run already (values from a run) or in every row; before, in and after the part."""
+    model, task = toys.random_network()[0], toys.random_task(n=6)
+    removed, others = ["a1.h1@END", "m1@changed"], "a*.h*@changed, m*@changed, a*.h*@END, m*@END, a1.h*.q@END"
+    options = {"source": source, "metrics": "logit_diff", "force": True}
+    found = conditional(model, task, [removed], others, **options).frame
+    setup = set_up(model, task, direction="noise", **options)
+    experiment, tokenized = setup.experiment, setup.experiment.tokenized
+    first = plan_cells(model.shape, tokenized, removed)
+    bound = source.bind(experiment.setting, [site for cell in first for site in cell.sites])
+    clean = experiment.baseline("clean")["logit_diff"]
+    for part, joint in zip(found["part"], found["joint"], strict=True):
+        cells = [*first, *plan_cells(model.shape, tokenized, part)]
+        plans = [
+            (0, i, tuple(e for cell in cells for e in experiment.edits("noise", cell, i, bound, draw)))
+            for i in range(6)
+            for draw in range(source.draws)
+        ]
+        values, _ = experiment.measure_edits("noise", plans, 1)
+        assert joint == pytest.approx((clean - values["logit_diff"][0]).mean(), abs=1e-5), part
 
 
 def test_removing_a_set_is_removing_all_of_it():

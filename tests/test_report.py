@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosspatch.patching import localize
 from crosspatch.report import words
 from crosspatch.report.attention import attention_matrix
 from crosspatch.report.data import (
@@ -340,3 +345,21 @@ def test_numbers_are_written_as_people_read_them() -> None:
 def test_roles_are_in_reading_order_with_the_answer_position_last() -> None:
     one = Example(("a", "b", "c"), ("a", "b", "c"), {"END": (2, 3), "verb": (1, 2), "noun": (0, 1)}, {})
     assert role_names([one]) == ["noun", "verb", "END"]
+
+
+def test_a_report_is_made_without_torch(tmp_path):
+    """From saved results to the page, in a process of its own."""
+    folder = tmp_path / "run"
+    localize(toys.or_network(), toys.gate_task(8), plan=("block", "head"), held_out=0, out=folder)
+    script = (
+        "import sys\nfrom crosspatch.report import write_report\nprint(write_report(sys.argv[1]))\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = folder / "report.html"
+    assert "a0.h0@END" in page.read_text()
+    if os.name == "posix":
+        assert page.stat().st_mode & 0o400
+        assert page.stat().st_mode == (folder / "localization.json").stat().st_mode

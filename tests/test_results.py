@@ -494,3 +494,41 @@ package = types.ModuleType("crosspatch"); package.__path__ = [{os.path.join(root
 sys.modules["crosspatch"] = package
 {code}"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_concat_takes_unpatched_runs_that_differ_by_rounding_only():
+    """A level that was finished yesterday, and one that was run today with other batches."""
+    yesterday, today = result_of(), result_of()
+    metric = yesterday.metrics[0]
+    today.clean[metric] = yesterday.clean[metric] * (1 + 1e-6)
+    joined = SweepResult.concat([yesterday, today])
+    np.testing.assert_array_equal(joined.clean[metric], yesterday.clean[metric])
+    today.clean[metric] = yesterday.clean[metric] + 0.01
+    with pytest.raises(ResultError, match="unpatched runs differ"):
+        SweepResult.concat([yesterday, today])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are a matter of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
+    from crosspatch.tasks import make_task, write_task
+
+    before = os.umask(umask)
+    try:
+        result_of().save(tmp_path)
+        write_task(make_task("ioi", n=1), tmp_path / "task.json")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_table_with_infinite_values_is_derived_without_a_warning():
+    result = result_of()
+    metric = result.metrics[0]
+    result.noise[metric][1, 2] = -np.inf
+    result.clean[metric][3] = np.inf
+    frame = result.frame()
+    assert (frame["noise_effect"] == np.inf).all()
+    assert np.isfinite(frame["denoise_effect"]).all()
+    assert set(frame["gate"]) == {""}

@@ -238,3 +238,46 @@ def test_quantiles_are_those_of_numpy(values):
 
 def test_worst_cases_come_worst_first():
     assert s.worst_cases(np.array([3.0, np.nan, -1.0, 2.0]), 2) == [2, 3]
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_values_give_honest_intervals_and_no_warning():
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 1, (5, 24))
+    values[1, 3] = np.inf
+    values[2, 3] = -np.inf
+    values[3, :2] = np.inf, -np.inf
+    values[4] = np.inf
+    sampler = s.resampler(24)
+    ends = s.bootstrap_mean(values, sampler)
+    alone = s.bootstrap_mean(values[:1], sampler)
+    assert (ends.low[0], ends.high[0]) == (alone.low[0], alone.high[0])  # other rows do not disturb a finite one
+    assert np.isfinite(ends.low[1])
+    assert ends.high[1] == np.inf  # two resamples of three hold the infinite one
+    assert ends.low[2] == -np.inf
+    assert np.isfinite(ends.high[2])
+    assert np.isnan([ends.low[3], ends.high[3]]).all()
+    assert (ends.low[4], ends.high[4]) == (np.inf, np.inf)
+    described = s.describe(values)
+    np.testing.assert_array_equal(described["effect"][1:], [np.inf, -np.inf, np.nan, np.inf])
+    assert described["n"].tolist() == [24] * 5
+    np.testing.assert_array_equal(described["max"], [values[0].max(), np.inf, values[2].max(), np.inf, np.inf])
+    p = s.sign_flip_p(values)
+    assert p[0] < 0.01
+    assert np.isnan(p[1:]).all()
+    gap = np.full(24, 6.0)
+    shares = s.bootstrap_ratio_of_means(values, gap, sampler, 0.1)
+    assert shares.high[1] == np.inf
+    assert s.ratio_of_means(values, gap, 0.1)[4] == np.inf
+    assert s.left_out(values, s.ratios(values, gap, 0.1)).tolist() == [0] * 5
+    gap[3] = np.inf  # an infinite gap is no yardstick: that example is left out
+    assert np.isfinite(s.bootstrap_ratio_of_means(values, gap, sampler, 0.1).high[1])
+    assert s.left_out(values, s.ratios(values, gap, 0.1)).tolist() == [1] * 5
+    assert s.worst_cases(values[2], 1) == [3]
+    assert s.gate_labels(ends, ends, ends, np.inf) == [""] * 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_infinities_have_no_difference():
+    inf = np.inf
+    np.testing.assert_array_equal(s.minus(np.array([inf, -inf, 1.0]), np.array([inf, inf, inf])), [np.nan, -inf, -inf])

@@ -111,7 +111,7 @@ def test_sets_of_every_kind_can_be_read() -> None:
 
 @needs_data
 def test_what_is_not_there_is_named() -> None:
-    with pytest.raises(TaskError, match="near: ioi/eap_ig"):
+    with pytest.raises(TaskError, match="did you mean 'ioi/eap_ig'"):
         load_public("ioi/eap-ig", DATA)
     with pytest.raises(TaskError, match="use symmetric, s2-new"):
         load_public("ioi/eap_ig", DATA, corruption="abc")

@@ -46,3 +46,7 @@ class MetricError(CrosspatchError):
 
 class ResultError(CrosspatchError):
     """Results that cannot be read, written or compared."""
+
+
+class PathError(CrosspatchError):
+    """A set of paths that cannot be read, is impossible in this model, or is empty."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crosspatch.cli import check, localize, models, patch, report, tasks
+from crosspatch.cli import check, localize, models, patch, paths, report, tasks
 from crosspatch.cli.console import EXIT_CODES, INTERNAL, STOPPED, errors_console, fail, mode
 from crosspatch.errors import CrosspatchError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 localize.add_to(app)
 patch.add_to(app)
 report.add_to(app)
+app.add_typer(paths.app, name="paths")
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
 check.add_to(app)

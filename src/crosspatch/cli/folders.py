@@ -95,7 +95,7 @@ def recorded(out: Path) -> list[str]:
 
 def _clear(out: Path) -> None:
     """Remove the files of earlier results, and the folders that only held them."""
-    folders = [out, out / "confirmation", out / "parts", *(out / "levels").glob("*")]
+    folders = [out, out / "confirmation", out / "conditional", out / "parts", *(out / "levels").glob("*")]
     folders += [folder / "parts" for folder in folders[1:]] + [out / "levels"]
     for folder in sorted(set(folders), key=lambda f: -len(f.parts)):
         if not folder.is_dir() or folder.is_symlink():

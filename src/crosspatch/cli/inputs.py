@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,10 @@ ModelName = Annotated[
     typer.Option("--model", "-m", help="embedded, a name from `crosspatch models`, a folder, or a Hugging Face name."),
 ]
 TaskName = Annotated[
-    str, typer.Option("--task", "-t", help="A name from `crosspatch tasks`, or a .jsonl, .csv or .json file.")
+    str,
+    typer.Option(
+        "--task", "-t", help="A name from `crosspatch tasks` (public:NAME too), or a .jsonl, .csv or .json file."
+    ),
 ]
 Corruption = Annotated[
     str | None, typer.Option("--corruption", "-c", help="How the corrupt prompt is made (see `crosspatch tasks`).")
@@ -29,8 +33,14 @@ Seed = Annotated[int, typer.Option(help="Seed of the prompts, the controls and t
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")]
-Budget = Annotated[float | None, typer.Option("--budget-mib", min=1, help="Memory for activations in flight, in MiB.")]
+_BUDGET = (
+    "MiB for the patched runs in flight together: their activations, keys, values and logits. The weights and the "
+    "recorded runs of the prompts come on top. Default: half of what is free on a GPU, 64 on a CPU."
+)
+Budget = Annotated[float | None, typer.Option("--budget-mib", min=1, help=_BUDGET)]
 
+PUBLIC = "public:"
+"""What the name of a public data set begins with, so that it is no file and no built-in task."""
 FILES = (".jsonl", ".ndjson", ".csv", ".json")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -99,16 +109,29 @@ def _quiet_libraries() -> None:
 
 
 def is_file(task: str) -> bool:
-    """Whether --task names a file rather than a built-in task."""
+    """Whether --task names a file rather than a built-in task or a public data set."""
+    if task.startswith(PUBLIC):
+        return False
     return task.lower().endswith(FILES) or "/" in task or os.sep in task
 
 
 def load_task(name: str, tokenizer: Any, n: int, seed: int, corruption: str | None) -> Task:
-    """A generated task, or `n` pairs sampled from a file (all of them where it has fewer)."""
-    from crosspatch.tasks import make_task, read_task
+    """A generated task, or `n` pairs sampled from a public data set or a file (all of them where it has fewer).
 
+    Raises:
+        TaskError: no such task, data set or file, with the nearest names; or a corruption that it does not have.
+    """
+    from crosspatch.tasks import list_public, load_public, make_task, read_task
+
+    if name.startswith(PUBLIC):
+        task = load_public(name.removeprefix(PUBLIC), n=n, seed=seed, corruption=corruption, tokenizer=tokenizer)
+        if len(task) < n:
+            note(f"{name} has {len(task)} pairs that fit; all of them are used.")
+        return task
     if not is_file(name):
         return make_task(name, n=n, seed=seed, corruption=corruption, tokenizer=tokenizer)
+    if not Path(name).exists() and name in list_public():
+        raise TaskError("no such file", where=name, fix=f"the public data set of that name is {PUBLIC}{name}")
     task = read_task(name)
     if corruption is not None:
         kept = [pair for pair in task.pairs if pair.corruption == corruption]

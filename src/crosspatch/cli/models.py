@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +33,8 @@ FAMILIES = (
     "StableLM",
     "OLMo 2",
     "Mixtral",
+    "Qwen3-MoE",
+    "Shortformer (attention only)",
 )
 
 
@@ -42,14 +46,14 @@ def models(context: typer.Context, json: Json = False, debug: Debug = False) -> 
     from crosspatch.embedded import embedded_path
     from crosspatch.model.fetch import fetched_path, known_models
 
-    shipped = embedded_path()
-    found = [
-        {
-            "name": "embedded",
-            "path": str(shipped),
-            "ready": (shipped / "config.json").is_file(),
-            "what": "ships with Crosspatch",
-        }
+    # Its package imports torch, which a list does not need.
+    induction = Path(str(files("crosspatch"))) / "shortformer" / "weights"
+    found: list[dict[str, Any]] = [
+        {"name": name, "path": str(path), "ready": (path / "config.json").is_file(), "what": what}
+        for name, path, what in (
+            ("embedded", embedded_path(), "ships with Crosspatch: the behaviours of `crosspatch tasks`"),
+            ("induction-2l", induction, "ships with Crosspatch: two attention-only layers, for the study of induction"),
+        )
     ]
     for name, recipe in known_models().items():
         path = fetched_path(name)

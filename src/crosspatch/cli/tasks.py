@@ -8,6 +8,7 @@ import typer
 
 from crosspatch.cli.console import OK, REFUSED, Debug, Json, Quiet, result, say
 from crosspatch.cli.inputs import (
+    PUBLIC,
     Corruption,
     Count,
     Device,
@@ -24,33 +25,44 @@ if TYPE_CHECKING:
     from crosspatch.tasks import TokenizedTask
 
 app = typer.Typer(
-    help="List the built-in tasks, show their prompts, and check that a model can do them.",
+    help="List the built-in tasks and the public data sets that are there, show their prompts, and check that a model "
+    "can do them. Public data sets are looked for in the folder that CROSSPATCH_DATA names.",
     epilog="Example: crosspatch tasks show ioi --n 3",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Name = Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .json file.")]
+Name = Annotated[str, typer.Argument(help="A task's name, public:NAME, or a .jsonl, .csv or .json file.")]
 
 
 @app.callback()
 def tasks(context: typer.Context, json: Json = False, debug: Debug = False) -> None:
-    """List the built-in tasks and the ways to corrupt their prompts (the first is the default)."""
+    """List the built-in tasks and the ways to corrupt their prompts (the first is the default), and public data sets.
+
+    Public data sets are looked for in the folder that the environment variable CROSSPATCH_DATA names, else beside a
+    checkout of the repository; without such a folder none are listed.
+    """
     if context.invoked_subcommand is not None:
         return
     from crosspatch.tasks import list_tasks
+    from crosspatch.tasks.public import find_data, list_public
 
-    found = list_tasks()
+    found, folder, public = list_tasks(), find_data(), list_public()
     result(
         {
             "tasks": [
                 {"name": t.name, "description": t.description, "source": t.source, "corruptions": list(t.corruptions)}
                 for t in found
-            ]
+            ],
+            "public": {"folder": str(folder) if folder else None, "names": [PUBLIC + name for name in public]},
         }
     )
     for task in found:
         say(f"{task.name}\n    {task.description}")
         say(f"    corruptions: {', '.join(task.corruptions)}\n    after {task.source}\n")
+    if public:
+        say(f"Public data sets in {folder}:")
+        for name in public:
+            say(f"    {PUBLIC}{name}")
 
 
 @app.command(epilog="Example: crosspatch tasks show ioi --n 3 --corruption S2")

@@ -14,6 +14,7 @@ from crosspatch.graph.names import (
 from crosspatch.graph.order import children, comes_before, edges, key_value, nodes, receivers
 from crosspatch.graph.select import select
 from crosspatch.graph.shape import ModelShape
+from crosspatch.graph.suggest import suggest
 
 __all__ = [
     "ALL",
@@ -32,5 +33,6 @@ __all__ = [
     "parse_site",
     "receivers",
     "select",
+    "suggest",
     "validate",
 ]

@@ -39,6 +39,7 @@ KINDS = (
 INDEXED = frozenset({"q", "k", "v", "pattern", "z", "neuron"})
 """Kinds whose index is a head, a key/value head (k, v) or a neuron."""
 
+_OF_MLP = frozenset({"resid_mid", "mlp_act", "neuron", "mlp_out"})
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
 _NUMBER = "(0|[1-9][0-9]*)"
 _GRAMMAR = re.compile(
@@ -223,6 +224,12 @@ def validate(item: Named, shape: ModelShape, spans: Collection[str] | None = Non
             f"layer {site.layer} does not exist",
             where=name,
             fix=f"this model has {shape.n_layers} layers, 0 to {shape.n_layers - 1}",
+        )
+    if site.kind in _OF_MLP and not shape.has_mlp:
+        raise AddressError(
+            "the blocks of this model are attention only, they have no MLP",
+            where=name,
+            fix=f"use r{site.layer}.post, a{site.layer} or a head of it (a{site.layer}.h0)",
         )
     if site.kind == "resid_mid" and shape.parallel:
         raise AddressError(

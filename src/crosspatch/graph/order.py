@@ -14,7 +14,7 @@ def nodes(shape: ModelShape) -> list[Site]:
     """The senders: the input, every head, every MLP, in the order of computation."""
     found = [Site("input")]
     for layer in range(shape.n_layers):
-        found += [Site("z", layer, head) for head in range(shape.n_heads)] + [Site("mlp_out", layer)]
+        found += [Site("z", layer, head) for head in range(shape.n_heads)] + _mlp(layer, shape)
     return found
 
 
@@ -24,8 +24,13 @@ def receivers(shape: ModelShape) -> list[Site]:
     for layer in range(shape.n_layers):
         found += [Site("q", layer, head) for head in range(shape.n_heads)]
         found += [key_value(kind, layer, group, shape) for kind in ("k", "v") for group in range(shape.n_kv_heads)]
-        found.append(Site("mlp_out", layer))
+        found += _mlp(layer, shape)
     return [*found, Site("logits")]
+
+
+def _mlp(layer: int, shape: ModelShape) -> list[Site]:
+    """The block's MLP, where it has one."""
+    return [Site("mlp_out", layer)] if shape.has_mlp else []
 
 
 def key_value(kind: str, layer: int, group: int, shape: ModelShape) -> Site:
@@ -79,11 +84,11 @@ def children(site: Site, shape: ModelShape) -> list[Site]:
     layer, index = site.layer or 0, site.index or 0
     match site.kind:
         case "resid_pre":
-            return [Site("attn_out", layer - 1), Site("mlp_out", layer - 1)] if layer else [Site("input")]
+            return [Site("attn_out", layer - 1), *_mlp(layer - 1, shape)] if layer else [Site("input")]
         case "resid_mid":
             return [Site("attn_out", layer)]
         case "resid_post":
-            return [Site("attn_out", layer), Site("mlp_out", layer)]
+            return [Site("attn_out", layer), *_mlp(layer, shape)]
         case "attn_out":
             return [Site("z", layer, head) for head in range(shape.n_heads)]
         case "z":

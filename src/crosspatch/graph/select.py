@@ -21,6 +21,8 @@ def select(patterns: str, shape: ModelShape, spans: Iterable[str] | None = None)
     must be written out. After `@`, `*` is every token at once; brackets list indices or spans, and other globs match
     the names in `spans`, one address per match (`@?*` is each span).
 
+    A pattern for MLPs (`m*`) matches nothing, and is no error, in a model that has none.
+
     Returns:
         Addresses in the order of computation (positions in the order given), without duplicates.
 
@@ -63,7 +65,7 @@ def _choices(inside: str) -> list[str]:
     return listed
 
 
-def _regex(glob: str) -> re.Pattern[str]:
+def glob_regex(glob: str) -> re.Pattern[str]:
     parts = []
     for piece in re.findall(r"\[[^\]]*\]|.", glob):
         if piece[0] == "[":
@@ -79,7 +81,7 @@ def _positions(pattern: str, spans: list[str] | None, where: str) -> list[int | 
         return [parse_position(choice) for choice in _choices(bracket[1])]
     if pattern == ALL or not _MAGIC.search(pattern):
         return [parse_position(pattern)]
-    matched = [span for span in spans or () if _regex(pattern).fullmatch(span)]
+    matched = [span for span in spans or () if glob_regex(pattern).fullmatch(span)]
     if not matched:
         raise AddressError(
             f"no span matches {pattern!r}",
@@ -93,9 +95,11 @@ def _sites(pattern: str, shape: ModelShape) -> list[Site]:
     """Walk down the dots of the name, keeping what matches at every level."""
     if not _MAGIC.search(pattern):
         return [validate(parse_site(pattern), shape)]
+    if pattern[0] == "m" and not shape.has_mlp:
+        return []
     names = [""]
     for depth, piece in enumerate(pattern.split(".")):
-        wanted = _regex(piece)
+        wanted = glob_regex(piece)
         offered = [(name, part) for name in names for part in _parts(name, shape)]
         names = [f"{name}.{part}" if name else part for name, part in offered if wanted.fullmatch(part)]
         if not names:
@@ -113,11 +117,12 @@ def _sites(pattern: str, shape: ModelShape) -> list[Site]:
 def _parts(name: str, shape: ModelShape) -> list[str]:
     """What can follow `name` and a dot; the first names when `name` is empty."""
     if name == "":
-        return ["input", *(f"{letter}{layer}" for layer in range(shape.n_layers) for letter in "ram")]
+        letters = "ram" if shape.has_mlp else "ra"
+        return ["input", *(f"{letter}{layer}" for layer in range(shape.n_layers) for letter in letters)]
     *parents, last = name.split(".")
     if not parents:
         if last[0] == "r":
-            return ["post"] if shape.parallel else ["mid", "post"]
+            return ["mid", "post"] if shape.has_resid_mid else ["post"]
         if last[0] == "a":
             return [f"h{head}" for head in range(shape.n_heads)] + (
                 [f"kv{group}" for group in range(shape.n_kv_heads)] if shape.grouped else []

@@ -1,11 +1,16 @@
 """A Hugging Face model seen as a graph, and the executor that patches it exactly."""
 
-from crosspatch.model.anatomy import Anatomy, Layout, read_anatomy
-from crosspatch.model.check import CheckReport, check
-from crosspatch.model.load import load
-from crosspatch.model.model import Model
-from crosspatch.model.replay import record, replay
-from crosspatch.model.run import Cost, Edit, FromRun, Readout, Row, Run
+from typing import TYPE_CHECKING
+
+from crosspatch.lazy import make_lazy
+
+if TYPE_CHECKING:
+    from crosspatch.model.anatomy import Anatomy, Layout, read_anatomy
+    from crosspatch.model.check import CheckReport, check
+    from crosspatch.model.load import load
+    from crosspatch.model.model import Model
+    from crosspatch.model.replay import record, replay
+    from crosspatch.model.run import Cost, Edit, FromRun, Readout, Row, Run
 
 __all__ = [
     "Anatomy",
@@ -24,3 +29,16 @@ __all__ = [
     "record",
     "replay",
 ]
+
+# Listing the known models needs no torch.
+make_lazy(
+    __name__,
+    {
+        "anatomy": ("Anatomy", "Layout", "read_anatomy"),
+        "check": ("CheckReport", "check"),
+        "load": ("load",),
+        "model": ("Model",),
+        "replay": ("record", "replay"),
+        "run": ("Cost", "Edit", "FromRun", "Readout", "Row", "Run"),
+    },
+)

@@ -37,13 +37,14 @@ class Layout:
 
     ``layers`` and ``final_norm`` are paths from the model; all others are paths from one decoder layer, except
     ``o_proj`` (from the attention module) and ``down_proj`` (from the MLP module). ``None`` = the family has no
-    such part. ``parallel``: attention and MLP both read the block's input; ``shared_norm``: through one norm.
+    such part; ``mlp=""`` = the MLP's parts lie in the layer itself (OPT). ``parallel``: attention and MLP both read
+    the block's input; ``shared_norm``: through one norm.
     """
 
     layers: str
     final_norm: str | None
     attn: str = "self_attn"
-    mlp: str = "mlp"
+    mlp: str | None = "mlp"
     o_proj: str = "o_proj"
     down_proj: str | None = "down_proj"
     norm_attn_in: str | None = "input_layernorm"
@@ -60,12 +61,15 @@ def _identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder layer as the graph sees it. Norm roles that the family lacks are the identity."""
+    """One decoder layer as the graph sees it. Norm roles that the family lacks are the identity.
+
+    ``mlp`` is None in an attention-only model.
+    """
 
     layer: nn.Module
     attn: nn.Module
     o_proj: nn.Module
-    mlp: Callable[[Tensor], Any]
+    mlp: Callable[[Tensor], Any] | None
     down_proj: nn.Module | None
     norm_attn_in: Callable[[Tensor], Tensor]
     norm_attn_out: Callable[[Tensor], Tensor]
@@ -146,9 +150,10 @@ def guess_layout(model: nn.Module) -> Layout:
     o_proj = _first(attn, ROLE_NAMES["o_proj"])
     if o_proj is None:
         raise _missing(model, "o_proj", attn)
-    mlp = _first(layer, ROLE_NAMES["mlp"])
-    if mlp is None and not (hasattr(layer, "fc1") and hasattr(layer, "fc2")):
-        raise _missing(model, "mlp", layer)
+    mlp = _find_mlp(model, layer)
+    down_proj = "fc2" if mlp == "" else None
+    if mlp:
+        down_proj = _first(getattr(layer, mlp), ROLE_NAMES["down_proj"])
     if getattr(layer, "do_layer_norm_before", True) is False:
         raise ModelError(
             "this OPT variant normalises the residual stream itself after each block, so no sum of nodes equals it",
@@ -156,7 +161,7 @@ def guess_layout(model: nn.Module) -> Layout:
             fix="use an OPT model with do_layer_norm_before=True (all sizes but 350m)",
         )
     norms = _norm_roles(layer)
-    parallel = getattr(layer, "use_parallel_residual", None)
+    parallel = getattr(layer, "use_parallel_residual", None) if mlp is not None else False
     if parallel is None:  # one norm only, shared by both parts: GPT-J, Phi, Cohere
         parallel = norms["norm_mlp_in"] is None and norms["norm_mlp_out"] is None and norms["norm_attn_in"] is not None
     final = _first(parent, FINAL_NORM_NAMES)
@@ -165,13 +170,30 @@ def guess_layout(model: nn.Module) -> Layout:
         layers=path,
         final_norm=None if final is None else f"{prefix}.{final}".lstrip("."),
         attn=attn_name,
-        mlp=mlp or "",
+        mlp=mlp,
         o_proj=o_proj,
-        down_proj=_first(getattr(layer, mlp), ROLE_NAMES["down_proj"]) if mlp else "fc2",
+        down_proj=down_proj,
         parallel=bool(parallel),
         shared_norm=bool(parallel) and norms["norm_mlp_in"] is None,
         **norms,
     )
+
+
+def _find_mlp(model: nn.Module, layer: nn.Module) -> str | None:
+    """Name of the layer's MLP; ``""`` where its parts lie in the layer (OPT); None where there is none.
+
+    There is none only if the attention and the norms hold every weight of the layer: an MLP under an unknown name is
+    an error, not an attention-only model.
+    """
+    mlp = _first(layer, ROLE_NAMES["mlp"])
+    if mlp is None and hasattr(layer, "fc1") and hasattr(layer, "fc2"):
+        return ""
+    if mlp is None:
+        roles = ("attn", "norm_attn_in", "norm_mlp_in", "norm_attn_out", "norm_mlp_out")
+        known = {name for role in roles for name in ROLE_NAMES[role]}
+        if any(name.partition(".")[0] not in known for name, _ in layer.named_parameters()):
+            raise _missing(model, "mlp", layer)
+    return mlp
 
 
 def _norm_roles(layer: nn.Module) -> dict[str, str | None]:
@@ -212,14 +234,15 @@ def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
             for f in fields(Layout)
             if f.name.startswith("norm_")
         }
-        down = layout.down_proj and _path(mlp if mlp is not None else layer, layout.down_proj)
+        owner = layer if layout.mlp == "" else mlp
+        down = _path(owner, layout.down_proj) if owner is not None and layout.down_proj else None
         blocks.append(
             Block(
                 layer=layer,
                 attn=attn,
                 o_proj=_path(attn, layout.o_proj),
-                mlp=mlp if mlp is not None else _fc_mlp(layer),
-                down_proj=down or None,
+                mlp=_fc_mlp(layer) if layout.mlp == "" else mlp,
+                down_proj=down,
                 parallel=layout.parallel,
                 shared_norm=layout.shared_norm,
                 post_norm=layout.norm_attn_out is not None,
@@ -275,6 +298,7 @@ def read_shape(model: nn.Module, anatomy: Anatomy) -> ModelShape:
         vocab=int(config.vocab_size),
         parallel=anatomy.blocks[0].parallel,
         has_neurons=down is not None,
+        has_mlp=anatomy.blocks[0].mlp is not None,
     )
 
 

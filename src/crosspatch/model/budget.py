@@ -1,4 +1,9 @@
-"""How many rows go through the layers together, from a memory budget."""
+"""How many rows go through the layers together, from a memory budget.
+
+The budget covers what one chunk of patched rows needs at once: activations, keys and values, scores where they are
+written out, logits. The weights and the runs that rows take their values from (`Run.nbytes`) come on top, and so do the
+comparisons of the plan, which are bounded by a constant. tests/test_budget.py counts the bytes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ def row_bytes(model: Model, row: PlannedRow, n_columns: int, pattern: bool) -> i
     tokens = length - first
     stream = 4 * s.d_model
     attention = (2 * s.n_heads + 2 * s.n_kv_heads) * s.d_head
-    hidden = 3 * (s.d_mlp or 4 * s.d_model)
+    hidden = 3 * (s.d_mlp or 4 * s.d_model) if s.has_mlp else 0
     keys = 2 * length * max(s.n_kv_heads, s.n_heads if pattern else 0) * s.d_head
     scores = 2 * s.n_heads * tokens * length if pattern else 0
     logits = 3 * len(read) * n_columns

@@ -65,8 +65,8 @@ def check(model: Model, tokens: Sequence[Sequence[int]] | None = None, *, quick:
     """Compare the graph with the model's own forward pass.
 
     Claims: the logits are the model's; the residual stream after every block is the model's; ``input`` plus all
-    attention and MLP outputs is the last residual stream; the heads of a block add up to its attention output
-    (before the post norm, where the family has one).
+    attention outputs, and MLP outputs where there are any, is the last residual stream; the heads of a block add up to
+    its attention output (before the post norm, where the family has one).
 
     Args:
         tokens: prompts to use; default: two random prompts of different lengths, seeded, longer than a sliding
@@ -77,7 +77,8 @@ def check(model: Model, tokens: Sequence[Sequence[int]] | None = None, *, quick:
     prompts = _prompts(model, quick) if tokens is None else [list(map(int, p)) for p in tokens]
     tolerance = TOLERANCE.get(model.dtype, 2e-5)
     layers = range(model.shape.n_layers)
-    sites = [] if quick else [Site(kind, i) for i in layers for kind in ("resid_post", "attn_out", "mlp_out")]
+    writers = ("attn_out", "mlp_out") if model.shape.has_mlp else ("attn_out",)
+    sites = [] if quick else [Site(kind, i) for i in layers for kind in ("resid_post", *writers)]
     read = [range(len(p)) for p in prompts]
     run = record(model, prompts, sites if quick else [*sites, "input"], read=read)
     errors: dict[str, list[float]] = {}
@@ -90,7 +91,7 @@ def check(model: Model, tokens: Sequence[Sequence[int]] | None = None, *, quick:
         for layer, block in enumerate(blocks):
             error = relative_error(run.value(Site("resid_post", layer), i), block)
             errors.setdefault("resid", []).append(error)
-        nodes = [run.value(Site(kind, layer), i) for layer in layers for kind in ("attn_out", "mlp_out")]
+        nodes = [run.value(Site(kind, layer), i) for layer in layers for kind in writers]
         total = run.value("input", i) + torch.stack([n.to(model.device) for n in nodes]).sum(0)
         last = run.value(Site("resid_post", model.shape.n_layers - 1), i)
         errors.setdefault("sum", []).append(relative_error(total, last))
@@ -98,7 +99,7 @@ def check(model: Model, tokens: Sequence[Sequence[int]] | None = None, *, quick:
     claims = {
         "logits": "the graph's logits are the model's",
         "resid": "the residual stream after every block is the model's",
-        "sum": "input + attention outputs + MLP outputs = last residual stream",
+        "sum": f"input + attention outputs{' + MLP outputs' if model.shape.has_mlp else ''} = last residual stream",
         "heads": "the heads of a block add up to its attention output",
     }
     return CheckReport(

@@ -26,8 +26,6 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from crosspatch.errors import ModelError
 
 Progress = Callable[[float, str], None]
@@ -215,6 +213,7 @@ def _convert(gguf: Path, folder: Path, say: Progress) -> float:
     `save_pretrained` refuses a model that was read from GGUF, because its config still says that it is
     quantised. The weights are plain float32 by then, so they go into a fresh model of the same class.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     say(0.25, "reading GGUF")

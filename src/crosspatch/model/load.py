@@ -30,8 +30,8 @@ def load(
     """A model seen as a graph; the Hugging Face module itself is used and left as it is.
 
     Args:
-        model: ``"embedded"`` (the model that ships with Crosspatch), a name that ``crosspatch models fetch`` knows,
-            a local folder, a hub name, or a loaded ``AutoModelForCausalLM``.
+        model: ``"embedded"`` or ``"induction-2l"`` (the models that ship with Crosspatch), a name that
+            ``crosspatch models fetch`` knows, a local folder, a hub name, or a loaded ``AutoModelForCausalLM``.
         tokenizer: a tokenizer; default: the one beside the model.
         dtype: default float32 on a CPU, the checkpoint's own otherwise. Not for a loaded model.
         device, device_map: as in ``transformers``.
@@ -78,9 +78,12 @@ def resolve(model: str | Path) -> str:
     """The folder or hub name that ``load`` would read for a name."""
     from crosspatch.embedded import embedded_path
     from crosspatch.model.fetch import fetched_path, known_models
+    from crosspatch.shortformer import induction_path
 
     if str(model) == "embedded":
         return str(embedded_path())
+    if str(model) == "induction-2l":
+        return str(induction_path())
     if str(model) in known_models() and not Path(model).exists():
         found = fetched_path(str(model))
         if found is None:

@@ -132,6 +132,12 @@ def _join_stage(kind: str) -> int:
 def _atom(base: Run, index: int, row: Row, edit: Edit) -> Atom | None:
     shape = base.model.shape
     layer, kind = key = store_key(edit.site, shape.n_layers)
+    if kind in ("resid_mid", "mlp_act", "mlp_out") and not shape.has_mlp:
+        raise InterventionError(
+            "the blocks of this model are attention only, they have no MLP",
+            where=str(edit.site),
+            fix=f"patch r{layer}.post or a{layer}",
+        )
     if kind == "mlp_act" and not shape.has_neurons:
         raise InterventionError(
             "the MLP is a mixture of experts and has no single hidden layer",

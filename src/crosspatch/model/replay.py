@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crosspatch.errors import InterventionError
 from crosspatch.graph.names import Site
-from crosspatch.model.budget import chunk_rows
+from crosspatch.model.budget import MIB, chunk_rows, default_budget_mib
 from crosspatch.model.model import Model
 from crosspatch.model.pack import Pack
 from crosspatch.model.plan import Plan, PlannedRow, make_plan, restart_keys
@@ -31,6 +31,7 @@ def record(
     read: Sequence[Sequence[int]] | None = None,
     edits: Sequence[Sequence[Edit]] = (),
     restart_at: Iterable[Site | str] = (),
+    keys: Iterable[Key] = (),
     budget_mib: float | None = None,
 ) -> Run:
     """Run prompts once and keep the activations at ``sites``.
@@ -41,6 +42,7 @@ def record(
         read: positions of each prompt whose logits are wanted; default: the last one.
         edits: for each example, edits made to this run itself (it can still serve as base or source).
         restart_at: sites at which rows of a later ``replay`` will begin, so that this one pass keeps what they need.
+        keys: further activations to keep, by layer and kind.
         budget_mib: memory for activations in flight.
 
     Raises:
@@ -54,12 +56,12 @@ def record(
         raise InterventionError(f"{len(edits)} tuples of edits for {len(ids)} examples", fix="give one tuple each")
     run = Run(model, ids, reads, tuple(tuple(e) for e in edits))
     n = model.shape.n_layers
-    keys = {store_key(model.site(s), n) for s in sites}
+    kept = {store_key(model.site(s), n) for s in sites} | set(keys)
     for site in restart_at:
         layer, kind = store_key(model.site(site), n)
-        keys |= {(layer, kind)} | restart_keys(layer, kind, model.shape.parallel)
-        keys |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
-    _fill(run, keys, budget_mib)
+        kept |= {(layer, kind)} | restart_keys(layer, kind, model.shape.parallel)
+        kept |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
+    _fill(run, kept, budget_mib)
     return run
 
 
@@ -165,7 +167,7 @@ def replay(
     cost = Cost(rows=len(rows), unchanged_rows=len(plan.unchanged))
     cost.naive_token_layers = float(sum(len(base.tokens[row.example]) for row in rows) * model.shape.n_layers)
     if plan.unchanged:
-        _read_unchanged(base, plan, cols, on_read)
+        _read_unchanged(base, plan, cols, on_read, budget_mib)
     work = sum(_work(model, row) for row in plan.rows)
     done = 0.0
     for chunk in chunk_rows(model, plan.rows, n_columns, budget_mib):
@@ -197,10 +199,14 @@ def _ensure_needs(base: Run, plan: Plan) -> None:
         ensure(run, keys)
 
 
-def _read_unchanged(base: Run, plan: Plan, columns: Tensor | None, on_read: Callable[[Readout], None]) -> None:
+def _read_unchanged(
+    base: Run, plan: Plan, columns: Tensor | None, on_read: Callable[[Readout], None], budget_mib: float | None
+) -> None:
     """Rows whose edits change nothing have the base run's logits, computed once for each example."""
     logits = base.logits(columns)
-    step = max(1, 2**24 // logits.shape[1])  # rows of logits that are copied at once
+    budget = (budget_mib if budget_mib is not None else default_budget_mib(base.model)) * MIB - logits.nbytes
+    reads = max(map(len, base.read))
+    step = max(1, int(budget // (reads * logits.shape[1] * logits.element_size())))  # rows that are copied at once
     for lo in range(0, len(plan.unchanged), step):
         spots = _Spots(base, {row: plan.examples[row] for row in plan.unchanged[lo : lo + step]})
         on_read(spots.readout(logits[spots.slots.to(logits.device)], columns))

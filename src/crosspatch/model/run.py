@@ -146,6 +146,17 @@ class Run:
     def edited(self) -> bool:
         return any(self.edits)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored. A memory budget does not count them: they stay as long as the run does.
+
+        A sweep's two runs hold, beside what was asked for, keys and values of all layers from the first patched one.
+        """
+        kept = [self.hidden]
+        for stored in self.store.values():
+            kept += [stored] if isinstance(stored, Tensor) else stored
+        return sum(tensor.nbytes for tensor in kept)
+
     def packed(self, key: Key) -> Float[Tensor, "token ..."]:
         """A stored activation of all tokens of all examples."""
         stored = self.store[key]

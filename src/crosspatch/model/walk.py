@@ -61,7 +61,7 @@ class Walk:
         """
         first = min(layer for layer, _ in self.starting)
         blocks = self.model.anatomy.blocks[first:]
-        with capturing([block.attn for block in blocks]), one_kernel(written_out([block.mlp for block in blocks])):
+        with capturing([block.attn for block in blocks]), one_kernel(written_out([b.mlp for b in blocks if b.mlp])):
             for layer in range(first, self.last + 1):
                 self._block(layer)
         if not self.pack.reads_only:
@@ -194,6 +194,8 @@ class Walk:
         pack = self.pack
         if len(pack):
             pack.data["x"] = pack.data["x"] + pack.data.pop("a")
+        if self.model.anatomy.blocks[layer].mlp is None:
+            return
         self._join(layer, "resid_mid", {"x": "resid_mid"})
         self._touch(layer, "resid_mid", "x")
         if len(pack):
@@ -252,6 +254,7 @@ class Walk:
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
         """The block's MLP on all active tokens; its hidden neurons are edited and tapped on the way."""
         block = self.model.anatomy.blocks[layer]
+        assert block.mlp is not None
         h = x if block.shared_norm else block.norm_mlp_in(x[None])[0]
         key = (layer, "mlp_act")
         atoms = [atom for atom in self.atoms.get(key, []) if atom.row in self.pack.slot]

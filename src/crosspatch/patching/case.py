@@ -24,7 +24,7 @@ class Case:
 
     Attributes:
         frame: the table of the primary metric.
-        matters: per direction the rows that matter (see `evidence`).
+        matters: per direction the rows that matter (see `results.evidence`).
         size: what rows are ranked by.
         ran: the directions that were run.
         metrics: the metrics that could be told from their names.

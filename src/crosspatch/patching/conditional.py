@@ -7,10 +7,10 @@ CoAx (arXiv 2607.01940) finds backups. Hydra-like repair (McGrath et al. 2023, a
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from jaxtyping import Float
 from crosspatch.errors import InterventionError
 from crosspatch.graph import ALL
 from crosspatch.metrics import DEFAULT, Metric
-from crosspatch.model import Edit, Model
-from crosspatch.patching.evidence import ALPHA, MIN_EFFECT
+from crosspatch.model import Edit, FromRun, Model, record
+from crosspatch.patching.experiment import Experiment
 from crosspatch.patching.plan import Cell, plan_cells
+from crosspatch.patching.positions import END
 from crosspatch.patching.sources import Bound, OtherRun, Source
-from crosspatch.patching.sweep import Progress, Setup, set_up
-from crosspatch.results import Finding, statistics
+from crosspatch.patching.sweep import ROWS_PER_BLOCK, Progress, Setup, set_up
+from crosspatch.results import Checkpoint, Finding, statistics
+from crosspatch.results.evidence import ALPHA, MIN_EFFECT
 from crosspatch.tasks import Task
 from crosspatch.tasks.tokenize import TokenizedTask
 
@@ -92,34 +94,51 @@ def conditional(
 
 
 def run_conditional(
-    setup: Setup, primaries: Sequence[str | Sequence[str]], others: str | Sequence[str], stage: str = "conditional"
+    setup: Setup,
+    primaries: Sequence[str | Sequence[str]],
+    others: str | Sequence[str],
+    stage: str = "conditional",
+    *,
+    near: bool = False,
+    out: str | Path | None = None,
 ) -> Conditional:
-    """`conditional` on a setup that exists."""
+    """`conditional` on a setup that exists.
+
+    Args:
+        near: try with each set only the parts at its own positions and at the end, where its work is done or read.
+        out: folder for what is finished, from which a stopped run goes on; `remove_parts` clears it.
+    """
     experiment = setup.experiment
-    shape, tokenized = experiment.model.shape, experiment.tokenized
     sets = [_cells(setup, [group] if isinstance(group, str) else list(group)) for group in primaries]
     if not sets:
         raise InterventionError("no primary parts", where="conditional", fix="name at least one, e.g. ['a9.h6@END']")
-    parts = plan_cells(shape, tokenized, others, [ALL])
-    bound = setup.source.bind(
-        experiment.setting, [s for cell in (*functools.reduce(operator.iadd, sets, []), *parts) for s in cell.sites]
-    )
-    jobs = [*[[cell] for cell in parts], *sets]
-    pairs = []
-    for group in sets:
-        taken = {_spot(cell) for cell in group}
-        pairs += [(group, part) for part in parts if _spot(part) not in taken]
-    jobs += [[*group, part] for group, part in pairs]
-    values = _measure(setup, jobs, bound, stage)
+    parts = plan_cells(experiment.model.shape, experiment.tokenized, others, [ALL])
+    sites = dict.fromkeys(site for cell in itertools.chain(*sets, parts) for site in cell.sites)
+    bound = setup.source.bind(experiment.setting, list(sites))
+    tried = [_tried(group, parts, near) for group in sets]
+    made_by = replace(setup.methodology(parts), direction=("noise",), given=tuple(_label(group) for group in sets))
+    store = None if out is None else Checkpoint(out, made_by)
+    total = len(parts) + sum(1 + len(some) for some in tried)
+    work = _Work(setup, bound, stage, total, store, store.finished() if store else {})
     clean = experiment.baseline("clean")[experiment.metrics[0].name]
-    effects = clean - values
-    index = {_spot(part): i for i, part in enumerate(parts)}
-    group_effect = {_label(group): effects[len(parts) + i] for i, group in enumerate(sets)}
-    joint = effects[len(parts) + len(sets) :]
-    alone = effects[[index[_spot(part)] for _, part in pairs]].reshape(len(pairs), -1)
-    primary = np.array([group_effect[_label(group)] for group, _ in pairs]).reshape(alone.shape)
-    names = [(_label(group), part.address) for group, part in pairs]
-    return _summarise(setup, names, alone, joint - primary, primary)
+    values = work.measure([], [[part] for part in parts])
+    alone = {_spot(part): statistics.minus(clean, value) for part, value in zip(parts, values, strict=True)}
+    names: list[tuple[str, str]] = []
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for group, some in zip(sets, tried, strict=True):
+        effects = statistics.minus(clean, work.measure(group, [group, *([*group, part] for part in some)]))
+        for part, joint in zip(some, effects[1:], strict=True):
+            names.append((_label(group), part.address))
+            rows.append((alone[_spot(part)], statistics.minus(joint, effects[0]), effects[0]))
+    stacked = np.array(rows).reshape(len(rows), 3, len(clean))
+    return _summarise(setup, names, stacked[:, 0], stacked[:, 1], stacked[:, 2])
+
+
+def _tried(group: Sequence[Cell], parts: Sequence[Cell], near: bool) -> list[Cell]:
+    """The parts that a set is tried with: all that are not in it."""
+    taken = {_spot(cell) for cell in group}
+    places = {*(cell.position for cell in group), END}
+    return [part for part in parts if _spot(part) not in taken and (not near or part.position in places)]
 
 
 def _cells(setup: Setup, addresses: Sequence[str]) -> list[Cell]:
@@ -134,24 +153,81 @@ def _label(group: Sequence[Cell]) -> str:
     return " + ".join(cell.address for cell in group)
 
 
-def _measure(
-    setup: Setup, jobs: Sequence[Sequence[Cell]], bound: Bound, stage: str
-) -> Float[np.ndarray, "job example"]:
-    """The first metric when all cells of a job are ablated together."""
-    experiment = setup.experiment
-    plans: list[tuple[int, int, tuple[Edit, ...]]] = []
-    for number, cells in enumerate(jobs):
-        for example in range(len(experiment.owner)):
-            for draw in range(setup.source.draws):
-                edits = [e for cell in cells for e in experiment.edits("noise", cell, example, bound, draw)]
-                plans.append((number, example, _merged(edits)))
+@dataclass
+class _Work:
+    """Ablates sets of cells block by block, keeping what is finished."""
 
-    def report(done: float, total: float) -> None:
-        if setup.progress is not None:
-            setup.progress(stage, done, total)
+    setup: Setup
+    bound: Bound
+    stage: str
+    total: int
+    store: Checkpoint | None
+    finished: dict[str, dict[str, Float[np.ndarray, " example"]]]
+    done: int = 0
 
-    values, _ = experiment.measure_edits("noise", plans, len(jobs), report)
-    return values[experiment.metrics[0].name]
+    def measure(self, removed: Sequence[Cell], jobs: Sequence[Sequence[Cell]]) -> Float[np.ndarray, "job example"]:
+        """The first metric when all cells of a job are ablated together; every job begins with those of `removed`."""
+        experiment = self.setup.experiment
+        metric = experiment.metrics[0].name
+        keys = [f"{self.stage} {_label(removed)} | {_label(job[len(removed) :])}" for job in jobs]
+        values = np.full((len(jobs), experiment.n_examples), np.nan)
+        todo = [i for i, key in enumerate(keys) if key not in self.finished]
+        for i, key in enumerate(keys):
+            if key in self.finished:
+                values[i] = self.finished[key][metric]
+        self.done += len(jobs) - len(todo)
+        if removed and todo:
+            experiment = self._without(removed, [job[-1] for job in jobs])
+        size = max(1, ROWS_PER_BLOCK // (len(experiment.owner) * self.setup.source.draws)) if self.store else len(jobs)
+        for start in range(0, len(todo), max(size, 1)):
+            block = todo[start : start + size]
+            plans = [
+                (number, example, self._edits(jobs[i], example, draw))
+                for number, i in enumerate(block)
+                for example in range(len(experiment.owner))
+                for draw in range(self.setup.source.draws)
+            ]
+            measured, _ = experiment.measure_edits("noise", plans, len(block), self._report(len(block)))
+            values[block] = measured[metric]
+            self.done += len(block)
+            if self.store is not None:
+                self.store.append([keys[i] for i in block], measured)
+        return values
+
+    def _report(self, count: int) -> Callable[[float, float], None]:
+        before = self.done
+
+        def report(done: float, total: float) -> None:
+            if self.setup.progress is not None:
+                self.setup.progress(self.stage, before + count * done / max(total, 1e-9), self.total)
+
+        return report
+
+    def _edits(self, cells: Sequence[Cell], example: int, draw: int) -> tuple[Edit, ...]:
+        experiment = self.setup.experiment
+        return _merged([e for cell in cells for e in experiment.edits("noise", cell, example, self.bound, draw)])
+
+    def _without(self, removed: Sequence[Cell], parts: Sequence[Cell]) -> Experiment:
+        """The experiment with `removed` ablated in its clean run already, so that a patched run begins at its part.
+
+        The edits of `removed` stay in every job: the executor drops those whose value is there, and makes those again
+        that come after the part. It sees that only of values from a run; the same edit must also be there in every
+        draw.
+        """
+        experiment = self.setup.experiment
+        clean = experiment.runs["clean"]
+        edits = [self._edits(removed, example, 0) for example in range(len(clean))]
+        if self.setup.source.draws > 1 or not all(isinstance(e.value, FromRun) for made in edits for e in made):
+            return experiment
+        base = record(
+            experiment.model,
+            clean.tokens,
+            read=clean.read,
+            edits=edits,
+            restart_at=dict.fromkeys(site for cell in (*removed, *parts) for site in cell.sites),
+            budget_mib=experiment.budget_mib,
+        )
+        return replace(experiment, runs={**experiment.runs, "clean": base})
 
 
 def _merged(edits: Sequence[Edit]) -> tuple[Edit, ...]:
@@ -179,7 +255,7 @@ def _summarise(
     gap = experiment.baseline("clean")[metric] - experiment.baseline("corrupt")[metric]
     scale = abs(float(np.nanmean(gap)))
     sampler = statistics.resampler(experiment.n_examples, clusters, seed=setup.seed)
-    growth = after - alone
+    growth = statistics.minus(after, alone)
     frame = pd.DataFrame(names, columns=["removed", "part"])
     for name, values in (("alone", alone), ("after", after), ("growth", growth)):
         interval = statistics.bootstrap_mean(values, sampler)

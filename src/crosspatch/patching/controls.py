@@ -24,8 +24,8 @@ from crosspatch.model.run import store_key
 from crosspatch.patching.plan import Cell
 from crosspatch.patching.positions import Spot
 from crosspatch.patching.sources import BASE, Bound, Direction, Setting, seed_of
+from crosspatch.results.evidence import RANDOM_DIRECTION, RANDOM_SITE
 
-RANDOM_SITE, RANDOM_DIRECTION = "random site", "random direction"
 PER_GRANULARITY = 8
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from crosspatch.errors import MetricError
 from crosspatch.metrics import Metric, resolve_metrics
 from crosspatch.patching.case import Case
-from crosspatch.patching.evidence import matters, size
 from crosspatch.patching.row_checks import ROW_CHECKS
 from crosspatch.patching.sources import Source
 from crosspatch.patching.whole_checks import WHOLE_CHECKS
 from crosspatch.results import SEVERITIES, Finding, SweepResult
+from crosspatch.results.evidence import matters, size
 from crosspatch.tasks import GateReport, Task
 
 

@@ -8,11 +8,9 @@ value and pattern; those of an MLP the neurons that write most of its difference
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 
@@ -20,16 +18,16 @@ from crosspatch.errors import AddressError
 from crosspatch.graph import ALL, Site, children, parse_address
 from crosspatch.metrics import DEFAULT, Metric
 from crosspatch.model import Model
-from crosspatch.patching.evidence import ALPHA, MIN_EFFECT, matters, size
 from crosspatch.patching.experiment import Experiment
+from crosspatch.patching.levels import PLAN, Drill
 from crosspatch.patching.plan import Cell, plan_cells
 from crosspatch.patching.sources import OtherRun, Source
 from crosspatch.patching.sweep import Progress, Setup, set_up, sweep
 from crosspatch.results import SweepResult
+from crosspatch.results.evidence import ALPHA, MIN_EFFECT, matters, size
 from crosspatch.tasks import Task
 from crosspatch.tasks.tokenize import TokenizedTask
 
-PLAN = ("residual", "block", "head", "qkv", "neuron")
 PARENTS = {
     "block": ("residual", None),
     "head": ("block", "attn_out"),
@@ -39,31 +37,6 @@ PARENTS = {
 """For each granularity the one above it, and the kind of row there that has such children."""
 NEURONS = 32
 """Neurons patched under one MLP: those whose difference between the runs writes most to the residual stream."""
-
-
-@dataclass
-class Drill:
-    """The levels of a drill, coarse to fine.
-
-    Attributes:
-        levels: granularity to result. A granularity whose parents did not matter is missing.
-    """
-
-    levels: dict[str, SweepResult]
-
-    @property
-    def result(self) -> SweepResult:
-        """All levels as one table, with `granularity` and `parent`."""
-        return SweepResult.concat(list(self.levels.values()))
-
-    def frame(self, metric: str | None = None) -> pd.DataFrame:
-        """The effect table of all levels; see `SweepResult.frame`."""
-        return self.result.frame(metric)
-
-    def top(self, n: int = 10, granularity: str = "head", metric: str | None = None) -> pd.DataFrame:
-        """The strongest rows of one level; empty when that level was not reached."""
-        level = self.levels.get(granularity)
-        return pd.DataFrame() if level is None else level.top(n, metric)
 
 
 def drill(

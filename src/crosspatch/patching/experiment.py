@@ -39,7 +39,7 @@ class Experiment:
         owner: for each example of the runs the example of the task that it belongs to. They differ only where an
             example is run several times, with several draws of noise.
         task: the task as it was asked for, each example once.
-        budget_mib: memory for activations in flight.
+        budget_mib: memory for patched runs in flight; see `patch`.
     """
 
     model: Model

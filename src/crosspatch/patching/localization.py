@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from crosspatch.errors import ResultError
-from crosspatch.patching.drill import PLAN, Drill
+from crosspatch.patching.levels import PLAN, Drill
 from crosspatch.results import SEVERITIES, Finding, SweepResult, load_result
 from crosspatch.results.files import read_json, write_json
 

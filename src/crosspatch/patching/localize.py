@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ from crosspatch.metrics import DEFAULT, Metric, resolve_metrics
 from crosspatch.model import Model
 from crosspatch.patching.conditional import Conditional, run_conditional
 from crosspatch.patching.drill import PLAN, Drill, check_plan, run_drill
-from crosspatch.patching.evidence import ALPHA, MIN_EFFECT, matters
 from crosspatch.patching.experiment import Experiment
 from crosspatch.patching.localization import Localization, merge_findings
 from crosspatch.patching.plan import plan_cells
+from crosspatch.patching.positions import END
 from crosspatch.patching.sources import OtherRun, Source
 from crosspatch.patching.sweep import CONFIRMATORY, Progress, Setup, set_up, sweep
 from crosspatch.results import DIRECTIONS, Finding, SweepResult
+from crosspatch.results.checkpoint import remove_parts
+from crosspatch.results.evidence import ALPHA, MIN_EFFECT, matters
 from crosspatch.tasks import Task
 
 PRIMARIES = 3
@@ -107,7 +110,9 @@ def localize(
         out: folder for everything (see `patching.localization`); a stopped run goes on from there.
         held_out: share of the pairs that the drill does not see; 0 = none.
         plan, top, alpha, min_effect: see `drill`.
-        model, source, metrics, k, seed, budget_mib, progress, force, random_control: see `patch`.
+        budget_mib: MiB for the patched runs in flight together. On top come the weights, the recorded runs (two for
+            the search, one while a part is removed, two for the held-out pairs; see `Run.nbytes`) and the result.
+        model, source, metrics, k, seed, progress, force, random_control: see `patch`.
 
     Raises:
         GateError: the experiment would mislead; says which examples and how to fix it.
@@ -124,7 +129,8 @@ def localize(
     setup = options.set_up(model, train, "train" if rest else "all")
     levels = None if folder is None else folder / "levels"
     drilled = run_drill(setup, plan, top=top, alpha=alpha, min_effect=min_effect, out=levels)
-    found = _remove_top(setup, drilled)
+    partial = None if folder is None else folder / "conditional"
+    found = _remove_top(setup, drilled, partial)
     confirmation, confirmed, said = _confirm(options, model, rest, drilled, folder)
     backups = _placed(found, drilled) if found else [_NO_TAKEOVER]
     findings = merge_findings(drilled.levels, [*split_note, *backups, *said])
@@ -143,6 +149,10 @@ def localize(
     )
     if folder is not None:
         result.save_rest(folder)
+    if partial is not None and partial.is_dir():
+        remove_parts(partial)
+        with contextlib.suppress(OSError):  # something of the user's is in it
+            partial.rmdir()
     return result
 
 
@@ -183,17 +193,17 @@ def _parts(drilled: Drill) -> list[str]:
     return list(dict.fromkeys(address for _, address in sorted(found)))
 
 
-def _remove_top(setup: Setup, drilled: Drill) -> Conditional | None:
+def _remove_top(setup: Setup, drilled: Drill, out: Path | None) -> Conditional | None:
     """Conditional ablation: the top parts, one by one and together, against all heads and MLPs at their positions."""
     parts = _parts(drilled)[:PRIMARIES]
     if not parts or "noise" not in setup.directions:
         return None
-    positions = list(dict.fromkeys([*(str(parse_address(part).position) for part in parts), "END"]))
+    positions = list(dict.fromkeys([*(str(parse_address(part).position) for part in parts), END]))
     others = ", ".join(f"{kind}@{position}" for position in positions for kind in ("a*.h*", "m*"))
     primaries: list[str | Sequence[str]] = [*parts]
     if len(parts) > 1:
         primaries.append(parts)
-    return run_conditional(setup, primaries, others)
+    return run_conditional(setup, primaries, others, near=True, out=out)
 
 
 def _placed(found: Conditional, drilled: Drill) -> list[Finding]:

@@ -13,6 +13,8 @@ from crosspatch.tasks.tokenize import TokenizedTask
 Side = Literal["clean", "corrupt"]
 SIDES: tuple[Side, Side] = ("clean", "corrupt")
 OTHER: dict[Side, Side] = {"clean": "corrupt", "corrupt": "clean"}
+END = "END"
+"""The last token: the position where the answer is read (`TokenizedTask.spans` always has it)."""
 REST = "rest"
 """The position made of every token that lies in none of the task's spans."""
 
@@ -39,10 +41,10 @@ def roles(tokenized: TokenizedTask) -> list[str]:
 
     `rest` completes the spans, so that the roles together cover every token. It is left out when nothing is left.
     """
-    names = [name for name in tokenized.span_names() if name != "END"]
+    names = [name for name in tokenized.span_names() if name != END]
     names.sort(key=lambda name: tokenized.spans[0][name])
     rest = [REST] if names and any(_rest(tokenized, "clean", i) for i in range(len(tokenized))) else []
-    return [*names, *rest, "END"]
+    return [*names, *rest, END]
 
 
 def _rest(tokenized: TokenizedTask, side: Side, example: int) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from crosspatch.patching.case import Case
-from crosspatch.patching.evidence import control_size
 from crosspatch.results import Finding
+from crosspatch.results.evidence import control_size
 
 VERB = {"denoise": "restores", "noise": "breaks"}
 OVERSHOOT = 0.05

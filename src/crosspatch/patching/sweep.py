@@ -125,7 +125,9 @@ def patch(
         split: which part of the task this is, for the record ("train", "held-out").
         k: the gate asks that clean beats corrupt by `k` standard errors.
         seed: of random controls and resampling.
-        budget_mib: memory for activations in flight.
+        budget_mib: MiB for the patched runs in flight together: their activations, keys, values and logits. The
+            model's weights and the two recorded runs (`Run.nbytes`: the patched activations, and keys and values from
+            the first patched layer on) come on top. Default: half of what is free on a GPU, 64 on a CPU.
         progress: called with (stage, done, total).
         out: folder for the result. What is finished is kept there, and a stopped sweep goes on from it.
         force: go on when a gate fails; the result is marked.

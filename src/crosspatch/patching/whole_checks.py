@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from crosspatch.patching.case import Case
-from crosspatch.patching.evidence import ALPHA, MIN_EFFECT, can_reach, n_units
 from crosspatch.patching.sources import OtherRun
 from crosspatch.results import Finding
+from crosspatch.results.evidence import ALPHA, MIN_EFFECT, can_reach, n_units
 from crosspatch.results.statistics import smallest_p
 
 

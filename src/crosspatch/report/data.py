@@ -35,7 +35,7 @@ class Effect:
         gate: `and-like`, `or-like`, `additive`, or empty where one direction was not run.
         q_denoise, q_noise: permutation p-values after false-discovery correction (NaN: not tested).
         each_denoise, each_noise: the effect of every example (NaN: not run).
-        matters: in one direction or the other the effect is significant and not small (`patching.evidence`).
+        matters: in one direction or the other the effect is significant and not small (`results.evidence`).
     """
 
     address: str

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosspatch.report.data import Band, Effect, Estimate, Level, Remark
+from crosspatch.results.evidence import ALPHA, MIN_EFFECT, RANDOM_DIRECTION, RANDOM_SITE, can_reach, matters
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from crosspatch.results import Finding, SweepResult
 
-CONTROLS = ("random site", "random direction")
+CONTROLS = (RANDOM_SITE, RANDOM_DIRECTION)
 """Kinds of random control, the one to draw first."""
 
 
@@ -29,8 +30,6 @@ def level_of(result: SweepResult, name: str = "sweep", metric: str | None = None
 
 def effects_of(result: SweepResult, metric: str | None = None) -> tuple[Effect, ...]:
     """All rows but the random controls."""
-    from crosspatch.patching.evidence import matters
-
     table = result.frame(metric)
     several = table["corruption"].nunique() > 1
     each = {direction: result.effects(direction, metric) for direction in ("denoise", "noise")}
@@ -50,8 +49,6 @@ def effects_of(result: SweepResult, metric: str | None = None) -> tuple[Effect, 
 
 def rule_of(result: SweepResult) -> str:
     """When a row of this sweep matters, in words."""
-    from crosspatch.patching.evidence import ALPHA, MIN_EFFECT, can_reach
-
     tests = result.rows["granularity"][~result.is_control].value_counts()
     small = f"at least {MIN_EFFECT:.0%} of the gap"
     if all(can_reach(result, int(n)) for n in tests):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from crosspatch.errors import ResultError
-from crosspatch.report.assemble import report_of, report_of_localization
 from crosspatch.report.data import ReportData
 
 COMMAND = "crosspatch.json"
@@ -20,6 +19,7 @@ def read_folder(folder: Path) -> ReportData:
     Raises:
         ResultError: no results there, or a file that was damaged.
     """
+    from crosspatch.report.assemble import report_of, report_of_localization
     from crosspatch.results import load_result
 
     if (folder / "localization.json").is_file():

@@ -82,17 +82,29 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Remove the parts, once the result itself has been saved."""
-        for path, _ in self._parts():
-            path.unlink()
-        (self.folder / "methodology.json").unlink(missing_ok=True)
-        for stray in self.folder.glob(".writing-*"):
-            stray.unlink()
-        with contextlib.suppress(OSError):  # something of the user's is in it
-            self.folder.rmdir()
+        remove_parts(self.folder.parent)
 
     def _parts(self) -> list[tuple[Path, str]]:
-        named = [(path, _PART.fullmatch(path.name)) for path in sorted(self.folder.iterdir())]
-        return [(path, match[2]) for path, match in named if match]
+        return _parts(self.folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a `Checkpoint` of `folder` holds, if there is any; nothing else in it."""
+    parts = folder / "parts"
+    if not parts.is_dir():
+        return
+    for path, _ in _parts(parts):
+        path.unlink()
+    (parts / "methodology.json").unlink(missing_ok=True)
+    for stray in parts.glob(".writing-*"):
+        stray.unlink()
+    with contextlib.suppress(OSError):  # something of the user's is in it
+        parts.rmdir()
+
+
+def _parts(folder: Path) -> list[tuple[Path, str]]:
+    named = [(path, _PART.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    return [(path, match[2]) for path, match in named if match]
 
 
 def _require_same(wanted: Methodology, found: Methodology, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ REPAIR = "the file was cut off or edited; restore it from a copy or run the swee
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write next to the target, flush to disk, then put it in place in one step."""
+    """Write next to the target, flush to disk, then put it in place in one step.
+
+    The file gets the mode that the umask gives to any new file, so that a result can be shared.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    temporary = path.parent / f".writing-{secrets.token_hex(8)}"  # not mkstemp, whose files only their owner may read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,7 +1,9 @@
 """Statistics of effects: per example first, resampled in clusters, vectorised over the rows of a sweep.
 
-Arrays are `[row, example]`; NaN means "not measured" and is left out of every sum. An effect is positive when the part
-helps a metric of which more is better.
+Arrays are `[row, example]`; NaN means "not measured" and is left out of every sum. Infinities are measured (the
+logarithm of a probability of 0, an overflow in half precision): a mean that holds one is infinite, its interval is
+infinite on that side, and where both infinities meet the answer is NaN. An effect is positive when the part helps a
+metric of which more is better.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def bootstrap_ratio_of_means(
     """Interval of `ratio_of_means`: effect and gap of one example always enter together."""
 
     def ratio(total: np.ndarray, count: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-        return np.where(np.abs(gaps) >= min_gap * count, total / gaps, np.nan)
+        return np.where((np.abs(gaps) >= min_gap * count) & (gaps != 0), total / gaps, np.nan)
 
     return _intervals(effects, sampler, level, ratio, gap)
 
@@ -92,17 +94,27 @@ def _intervals(
         return Interval(low, high)
     tail = _expanded(level, sampler.n_units)
     divisor = np.ones(values.shape[1]) if denominator is None else denominator
-    measured = np.isfinite(values) & np.isfinite(divisor)
+    measured = ~np.isnan(values) & np.isfinite(divisor)
     for rows in _blocks(len(values), weights.shape[1]):
         used = measured[rows]
         filled, shared = np.where(used, values[rows], 0), used[:1] if (used == used[:1]).all() else used
         with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = statistic(filled @ weights, shared @ weights, np.where(shared, divisor, 0) @ weights)
+            drawn = statistic(_sums(filled, weights), shared @ weights, np.where(shared, divisor, 0) @ weights)
         missing = np.isnan(drawn).mean(axis=1)
         ends = _quantiles(drawn, [tail, 1 - tail])
         # With more undefined resamples than the interval leaves out, nothing can be said.
         low[rows], high[rows] = np.where(missing <= 1 - level, ends, np.nan)
     return Interval(low, high)
+
+
+def _sums(values: Values, weights: Float[np.ndarray, "example draw"]) -> Float[np.ndarray, "row draw"]:
+    """Weighted sums: infinite where an infinite value has a weight, NaN where both infinities have."""
+    infinite = np.isinf(values)
+    sums: np.ndarray = np.where(infinite, 0, values) @ weights
+    if infinite.any():
+        up, down = (np.equal(values, end).astype(float) @ weights > 0 for end in (np.inf, -np.inf))
+        sums = np.select([up & down, up, down], [np.nan, np.inf, -np.inf], sums)
+    return sums
 
 
 def _expanded(level: float, n_units: int) -> float:
@@ -123,7 +135,10 @@ def _quantiles(values: Float[np.ndarray, "row draw"], at: Sequence[float]) -> Fl
     below = np.floor(place).astype(int)
     row = np.arange(len(values))
     start, end = ordered[row, below], ordered[row, np.minimum(below + 1, last)]
-    return start + np.where(place > below, (place - below) * (end - start), 0)
+    share = place - below
+    with np.errstate(invalid="ignore"):  # from one infinity to the other there is no number in between
+        between = np.where(np.isfinite(start), start + share * (end - start), (1 - share) * start + share * end)
+    return np.where(share > 0, between, start)
 
 
 def _blocks(n_rows: int, n_draws: int) -> Iterator[slice]:
@@ -144,12 +159,13 @@ def sign_flip_p(values: Values, clusters: Sequence[str] | None = None, *, draws:
     `EXACT_UNITS` units; beyond, `draws` random ones and the observed one (Phipson & Smyth 2010), so p is never 0.
 
     Returns:
-        One p per row; NaN where nothing was measured, 1 where nothing changed.
+        One p per row; NaN where nothing was measured or a value is infinite (no sum of signs compares with it), 1 where
+        nothing changed.
     """
     labels = flip_units(values.shape[1], clusters)
     n_units = int(labels.max(initial=-1)) + 1
-    measured = np.isfinite(values)
-    sums = np.where(measured, values, 0) @ np.eye(n_units)[labels]
+    tested = ~np.isnan(values).all(axis=1) & ~np.isinf(values).any(axis=1)
+    sums = np.where(np.isfinite(values), values, 0) @ np.eye(n_units)[labels]
     signs = _signs(n_units, draws, seed)
     exact = n_units <= EXACT_UNITS
     p = np.empty(len(values))
@@ -160,7 +176,7 @@ def sign_flip_p(values: Values, clusters: Sequence[str] | None = None, *, draws:
         np.abs(flipped, out=flipped)
         reached = np.count_nonzero(flipped >= (observed - slack)[:, None], axis=1)
         p[rows] = reached / len(signs) if exact else (reached + 1) / (len(signs) + 1)
-    return np.where(measured.any(axis=1), p, np.nan)
+    return np.where(tested, p, np.nan)
 
 
 def flip_units(n_examples: int, clusters: Sequence[str] | None = None) -> Int[np.ndarray, " example"]:
@@ -198,7 +214,13 @@ def interaction(noise_effect: Values, denoise_effect: Values) -> Values:
     f(x, y) is the metric with the part's value from run x and all else from run y (c clean, k corrupt). Positive: the
     part needs company. Negative: something else can do its work. Read it on metrics that are linear in the logits.
     """
-    return noise_effect - denoise_effect
+    return minus(noise_effect, denoise_effect)
+
+
+def minus(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`a - b`; NaN where both are the same infinity, whose difference nothing is known of."""
+    with np.errstate(invalid="ignore"):
+        return a - b
 
 
 def gate_labels(
@@ -208,11 +230,12 @@ def gate_labels(
 
     Judged by intervals (`between` is that of INT) against a band of `tolerance * |gap|` around zero, with signs turned
     so that the gap (mean clean - mean corrupt) is positive. `none`: both effects lie in the band. `additive`: INT lies
-    in the band. `and-like`: INT > 0. `or-like`: INT < 0. `unclear`: INT may be zero and may lie outside the band.
+    in the band. `and-like`: INT > 0. `or-like`: INT < 0. `unclear`: INT may be zero and may lie outside the band. An
+    infinite gap is no yardstick: no label.
     """
     band = tolerance * abs(gap)
     rules: list[tuple[str, Bool[np.ndarray, " row"]]] = [
-        ("", np.isnan(denoise.low + noise.low + between.low + gap)),
+        ("", np.isnan(denoise.low) | np.isnan(noise.low) | np.isnan(between.low) | (not np.isfinite(gap))),
         ("none", _within(denoise, band) & _within(noise, band)),
         ("additive", _within(between, band)),
         ("and-like", (between.low if gap > 0 else -between.high) > 0),
@@ -234,15 +257,15 @@ def default_min_gap(gap: Float[np.ndarray, " example"]) -> float:
 
 def ratio_of_means(effects: Values, gap: Float[np.ndarray, " example"], min_gap: float) -> PerRow:
     """Mean effect over mean gap: the share of the gap that moved; NaN where the mean gap is below `min_gap`."""
-    measured = np.isfinite(effects) & np.isfinite(gap)
-    mean_gap = _mean(np.where(measured, gap, np.nan))
+    measured = ~np.isnan(effects) & np.isfinite(gap)
+    mean_gap = means(np.where(measured, gap, np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = _mean(np.where(measured, effects, np.nan)) / mean_gap
+        share = means(np.where(measured, effects, np.nan)) / mean_gap
     return np.where((np.abs(mean_gap) >= min_gap) & (mean_gap != 0), share, np.nan)
 
 
 def ratios(effects: Values, gap: Float[np.ndarray, " example"], min_gap: float) -> Values:
-    """Effect over gap per example; NaN (never infinite) where |gap| < `min_gap`. Its mean is the mean of ratios.
+    """Effect over gap per example; NaN (not infinite) where |gap| < `min_gap`. Its mean is the mean of ratios.
 
     The two orders of averaging can differ much (Miller, Chughtai & Saunders 2024); report both.
     """
@@ -252,7 +275,7 @@ def ratios(effects: Values, gap: Float[np.ndarray, " example"], min_gap: float) 
 
 def left_out(effects: Values, shares: Values) -> Int[np.ndarray, " row"]:
     """How many measured examples of each row have no share of the gap because their gap is too small."""
-    return (np.isfinite(effects) & ~np.isfinite(shares)).sum(axis=1)
+    return (~np.isnan(effects) & np.isnan(shares)).sum(axis=1)
 
 
 def describe(values: Values) -> dict[str, np.ndarray]:
@@ -262,24 +285,25 @@ def describe(values: Values) -> dict[str, np.ndarray]:
         sd = np.nanstd(values, axis=1, ddof=1)
     low, q25, median, q75, high = _quantiles(values, [0, 0.25, 0.5, 0.75, 1])
     return {
-        "effect": _mean(values),
+        "effect": means(values),
         "sd": sd,
         "min": low,
         "q25": q25,
         "median": median,
         "q75": q75,
         "max": high,
-        "n": np.isfinite(values).sum(axis=1),
+        "n": (~np.isnan(values)).sum(axis=1),
     }
 
 
 def worst_cases(values: Float[np.ndarray, " example"], n: int = 5) -> list[int]:
     """The examples of one row with the smallest values, worst first."""
     order = np.argsort(values, kind="stable")
-    return [int(example) for example in order[np.isfinite(values[order])][:n]]
+    return [int(example) for example in order[~np.isnan(values[order])][:n]]
 
 
-def _mean(values: np.ndarray[Any, Any]) -> PerRow:
+def means(values: np.ndarray[Any, Any]) -> PerRow:
+    """Mean over the examples of each row that were measured; NaN where there are none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmean(values, axis=1)

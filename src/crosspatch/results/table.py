@@ -22,6 +22,8 @@ Direction = Literal["denoise", "noise"]
 DIRECTIONS: tuple[Direction, Direction] = ("denoise", "noise")
 SIDES = ("clean", "corrupt")
 SEVERITIES = ("error", "warning", "note")
+_ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
+"""How far the metrics of one unpatched run lie apart when it is computed again, in other batches or threads."""
 COLUMNS = ("address", "kind", "layer", "index", "position", "granularity", "parent", "corruption", "control")
 """Columns of `SweepResult.rows`. `control` is empty, or the kind of random control that the row is."""
 
@@ -117,14 +119,14 @@ class SweepResult:
     def gap(self, metric: str | None = None) -> Float[np.ndarray, " example"]:
         """Clean minus corrupt value of the unpatched runs."""
         metric = self._metric(metric)
-        return self.clean[metric] - self.corrupt[metric]
+        return statistics.minus(self.clean[metric], self.corrupt[metric])
 
     def effects(self, direction: Direction, metric: str | None = None) -> Float[np.ndarray, "row example"]:
         """Effect per example: denoise - corrupt, or clean - noise; both go the way of the gap where a part helps."""
         metric = self._metric(metric)
         if direction == "denoise":
-            return self.denoise[metric] - self.corrupt[metric]
-        return self.clean[metric] - self.noise[metric]
+            return statistics.minus(self.denoise[metric], self.corrupt[metric])
+        return statistics.minus(self.clean[metric], self.noise[metric])
 
     def frame(
         self, metric: str | None = None, *, tolerance: float = 0.02, min_gap: float | None = None, level: float = 0.95
@@ -187,7 +189,7 @@ class SweepResult:
         int_values = statistics.interaction(self.effects("noise", metric), self.effects("denoise", metric))
         between = statistics.bootstrap_mean(int_values, sampler, level)
         columns |= {"int": statistics.describe(int_values)["effect"]} | _ends("int", between)
-        mean_gap = float(np.nanmean(gap))
+        mean_gap = float(statistics.means(gap[None])[0])
         columns["gate"] = statistics.gate_labels(between, means["denoise"], means["noise"], mean_gap, tolerance)
         derived = pd.DataFrame(columns, index=self.rows.index)
         derived.attrs = {"resampled": sampler.unit, "n_units": sampler.n_units}
@@ -286,17 +288,20 @@ class SweepResult:
     def concat(results: Sequence[SweepResult]) -> SweepResult:
         """The levels of a drill as one table: same model, pairs and methodology, other parts patched.
 
+        The unpatched runs must be the same up to rounding in the model's dtype; those of the first are kept.
+
         Raises:
             ResultError: the results differ in more than which parts they patched; names the fields.
         """
         if not results:
             raise ResultError("nothing to concatenate", where="SweepResult.concat", fix="pass at least one result")
         first = results[0]
+        rounding = _ROUNDING.get(first.methodology.dtype, _ROUNDING["float32"])
         parts = ("granularity", "component", "positions")
         for other in results[1:]:
             require_comparable(first.methodology, other.methodology, parts)
             same = other.clusters == first.clusters and all(
-                np.array_equal(getattr(first, side)[metric], getattr(other, side)[metric], equal_nan=True)
+                _same(getattr(first, side)[metric], getattr(other, side)[metric], rounding)
                 for side in SIDES
                 for metric in first.metrics
             )
@@ -340,6 +345,11 @@ class SweepResult:
             family = (self.rows["granularity"] == granularity).to_numpy() & ~self.is_control
             q[family] = statistics.benjamini_hochberg(p[family])
         return q
+
+
+def _same(a: np.ndarray, b: np.ndarray, rounding: float) -> bool:
+    scale = np.abs(a[np.isfinite(a)]).max(initial=1.0)
+    return np.allclose(a, b, rtol=0, atol=rounding * scale, equal_nan=True)
 
 
 def _ends(name: str, interval: statistics.Interval) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -127,13 +127,13 @@ def write_task(task: Task, path: str | Path) -> Path:
         text = "".join(json.dumps(p.to_dict(), ensure_ascii=False) + "\n" for p in task.pairs)
     else:
         raise TaskError(f"unknown kind of file {path.suffix!r}", where=str(path), fix="use .json or .jsonl")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = path.parent / f".writing-{secrets.token_hex(8)}"  # not mkstemp, whose files only their owner may read
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
+        with temporary.open("x", encoding="utf-8") as f:
             f.write(text)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

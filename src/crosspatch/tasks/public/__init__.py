@@ -66,12 +66,17 @@ def load_public(
     folder = find_data(root)
     if folder is None:
         raise TaskError(
-            "there is no folder of public data", where=f"task {name!r}", fix="pass root=, or set CROSSPATCH_DATA"
+            "there is no folder of public data",
+            where=f"task {name!r}",
+            fix="set CROSSPATCH_DATA to a folder with ioi/, greater-than/, ..., or pass root=",
         )
     sources = _sources(folder)
     if name not in sources:
         close = get_close_matches(name, sources, n=3, cutoff=0.4)
-        raise TaskError(f"no public set {name!r} in {folder}", fix=f"near: {', '.join(close)}; see list_public()")
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise TaskError(
+            f"no public set {name!r} in {folder}", fix=f"{hint}see `crosspatch tasks`, or list_public() in Python"
+        )
     source = sources[name]
     chosen = corruption or source.corruptions[0]
     if chosen not in source.corruptions:
@@ -85,7 +90,7 @@ def load_public(
             raise TaskError(
                 f"none of {len(task)} pairs aligns token by token with single-token answers in this tokenizer",
                 where=f"task {name!r}",
-                fix="leave the tokenizer out and align by spans, or use a model with a larger vocabulary",
+                fix="use a model with a larger vocabulary, or align by spans: load_public() without tokenizer=",
             )
         note = f"; {len(fitting)} of {len(task)} pairs kept, which align token by token with single-token answers"
         task = dataclasses.replace(task, pairs=tuple(fitting), provenance=task.provenance + note)

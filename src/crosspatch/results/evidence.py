@@ -1,17 +1,16 @@
-"""Which rows of a result matter: the one rule that the drill, the diagnosis and the confirmation share."""
+"""Which rows of a result matter: the one rule that the drill, the diagnosis, the confirmation and the report share."""
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from crosspatch.patching.controls import RANDOM_DIRECTION, RANDOM_SITE
-from crosspatch.results import DIRECTIONS, SweepResult
-from crosspatch.results.statistics import flip_units, smallest_p
+from crosspatch.results.statistics import flip_units, means, smallest_p
+from crosspatch.results.table import DIRECTIONS, SweepResult
 
+RANDOM_SITE, RANDOM_DIRECTION = "random site", "random direction"
+"""Kinds of random control in the column `control`; see `patching.controls`."""
 ALPHA = 0.05
 MIN_EFFECT = 0.02
 """Smallest share of the clean-corrupt gap that counts as an effect, whatever its p-value."""
@@ -72,9 +71,7 @@ def control_size(result: SweepResult, direction: str) -> Float[np.ndarray, " row
     whichever is larger.
     """
     rows = result.rows
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # rows that were not run
-        effect = np.abs(np.nanmean(result.effects(direction), axis=1))  # type: ignore[arg-type]
+    effect = np.abs(means(result.effects(direction)))  # type: ignore[arg-type]
     effect = np.where(np.isfinite(effect), effect, 0.0)
     control = rows["control"]
     by_place = rows["granularity"][control == RANDOM_SITE]

@@ -1,0 +1,258 @@
+"""`crosspatch paths`: test a claim about paths, and see token by token where it fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crosspatch.cli import paths_search
+from crosspatch.cli.console import Debug, Json, Quiet, bars, note, result, say, table
+from crosspatch.cli.inputs import (
+    Budget,
+    Corruption,
+    Count,
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    TaskName,
+    Threads,
+    load_model,
+)
+from crosspatch.cli.paths_inputs import Asked, attribution_pairs, one_hypothesis, pairs_of
+from crosspatch.cli.paths_options import Apart, Distance, File, Folder, Length, Named, Reference, Side, Text
+from crosspatch.cli.paths_out import attribution_frame, records, save_attribution, say_report, take, write_folder
+from crosspatch.cli.sweeping import Force, Overwrite
+from crosspatch.report.svg import interval, percent, signed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    help="Path patching: state a claim as a set of paths, and test it exactly.",
+    epilog="Example: crosspatch paths test claims.txt --task ioi --out out/claims",
+    no_args_is_help=True,
+)
+
+
+@app.command("test", epilog="Example: crosspatch paths test claims.txt --task ioi --out out/claims")
+def test(
+    file: File,
+    task: TaskName = "ioi",
+    model: ModelName = "embedded",
+    corruption: Corruption = None,
+    n: Count = 48,
+    text: Text = None,
+    length: Length = 32,
+    reference: Reference = Side.clean,
+    dissimilarity: Apart = Distance.kl,
+    out: Folder = None,
+    seed: Seed = 0,
+    force: Force = False,
+    overwrite: Overwrite = False,
+    budget_mib: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score hypotheses: how much of the output stays as it is when only their paths see the reference prompt."""
+    from crosspatch.paths.files import read_hypotheses
+
+    found = read_hypotheses(file)
+    take(out, overwrite)
+    loaded = load_model(model, dtype, device, threads)
+    given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
+    from crosspatch.paths.evaluate import make_plan
+    from crosspatch.paths.scores import test_paths
+
+    both = [*found.named.values(), *(~claim for claim in found.named.values())]
+    note(f"Plan: {make_plan(loaded, both, given.pairs)[0].describe()}, {len(given.pairs)} pairs")
+    with bars() as shown:
+        scored = test_paths(
+            loaded,
+            found.named,
+            given.pairs,
+            dissimilarity=dissimilarity.value,
+            always=found.always,
+            seed=seed,
+            budget_mib=budget_mib,
+            progress=shown.of("paths"),
+        )
+    scores, compared = scored.frame(), scored.compare()
+    mean, low, high = scored.ate
+    floor, about = float(scored.floor.mean()), scored.about
+    page = None
+    if out is not None:
+        from crosspatch.report.paths import Page, score_section
+
+        shown_page = Page(
+            f"Do these paths explain {about['pairs'].split(' (')[0]}?", scores=score_section(scored, given.pairs)
+        )
+        page = write_folder(out, scored.save, {"scores": scores, "comparison": compared}, given, shown_page)
+    result(
+        {
+            "ok": True,
+            "out": str(out) if out else None,
+            "report": page,
+            "forced": given.forced,
+            "ate": {"mean": mean, "low": low, "high": high},
+            "floor": floor,
+            "hypotheses": records(scores),
+            "comparison": records(compared),
+            "about": about,
+        }
+    )
+    say(f"{about['dissimilarity']} in {about['unit']}, {len(scored.total)} pairs: {about['pairs']}")
+    say(f"Null: {about['null']}. ATE {mean:.4g} [{low:.4g}, {high:.4g}].")
+    say(f"Numerical floor (AUE at all paths): {floor:.1e}. {about['method'].capitalize()}.\n")
+    say(_scores(scores))
+    if len(compared):
+        say(f"\nAUE on the same pairs, first less second (negative: the first explains more)\n{_compared(compared)}")
+    say_report(page)
+
+
+def _scores(frame: pd.DataFrame) -> str:
+    cells = []
+    for row in records(frame):
+        cells.append([row["hypothesis"]])
+        for name in ("explained", "needed"):
+            cells[-1] += [percent(row[name]), _between(row, name)]
+        cells[-1] += [
+            f"{row['aue']:.4g}",
+            f"[{row['aue_low']:.4g}, {row['aue_high']:.4g}]",
+            percent(row["loss_recovered"]),
+        ]
+    return table(
+        cells, ["hypothesis", "explained", "interval", "needed", "interval", "AUE", "interval", "loss recovered"]
+    )
+
+
+def _between(row: dict[str, Any], name: str) -> str:
+    return f"[{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
+
+
+def _compared(frame: pd.DataFrame) -> str:
+    cells = [
+        [
+            row["first"],
+            row["second"],
+            f"{row['difference']:.4g}",
+            f"[{row['low']:.4g}, {row['high']:.4g}]",
+            f"{row['q']:.3f}",
+        ]
+        for row in records(frame)
+    ]
+    return table(cells, ["first", "second", "difference", "interval", "q"])
+
+
+@app.command("attribute", epilog="Example: crosspatch paths attribute claims.txt --name movers --example 3")
+def attribute(
+    file: File,
+    name: Named = None,
+    example: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="The pair of the task, or row of the text, to look at. Default: the first that can be."
+        ),
+    ] = None,
+    task: TaskName = "ioi",
+    model: ModelName = "embedded",
+    corruption: Corruption = None,
+    n: Count = 48,
+    text: Text = None,
+    length: Length = 32,
+    dissimilarity: Apart = Distance.abs_loss,
+    out: Folder = None,
+    seed: Seed = 0,
+    force: Force = False,
+    overwrite: Overwrite = False,
+    budget_mib: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Where a hypothesis fails: let the paths that it leaves out see other prompts, and watch the loss by token.
+
+    One reference, many counterfactuals: the clean prompt of one pair against the corrupt prompts of the other pairs
+    that have as many tokens, or one row of a text against --n others. Positive: the paths left out were helping.
+    """
+    from crosspatch.paths.files import read_hypotheses
+
+    found = read_hypotheses(file)
+    chosen, claim = one_hypothesis(found, name, file)
+    take(out, overwrite)
+    loaded = load_model(model, dtype, device, threads)
+    asked = Asked(task, corruption, n, seed, "clean", text, length, force)
+    given = attribution_pairs(loaded, asked, example, dissimilarity is Distance.abs_logit_diff)
+    from crosspatch.paths.attribute import attribute as run
+
+    with bars() as shown:
+        seen = run(
+            loaded,
+            ~claim,
+            given.pairs,
+            dissimilarity=dissimilarity.value,
+            always=found.always,
+            seed=seed,
+            budget_mib=budget_mib,
+            progress=shown.of("paths"),
+        )
+    frame = attribution_frame(seen, given.following)
+    about = {"model": model, "dissimilarity": dissimilarity.value, "seed": seed, "claim": claim.to_json()}
+    page = None
+    if out is not None:
+        from crosspatch.report.paths import Page, attribution_section
+
+        section = attribution_section(seen, chosen, claim, given.following, given.pairs)
+        page = write_folder(
+            out,
+            lambda path: save_attribution(seen, chosen, given, about, path),
+            {"attribution": frame},
+            given,
+            Page(
+                f"Where does \N{LEFT DOUBLE QUOTATION MARK}{chosen}\N{RIGHT DOUBLE QUOTATION MARK} fail?",
+                attributions=(section,),
+                facts={"model": model, "seed": str(seed)},
+            ),
+        )
+    result(
+        {
+            "ok": True,
+            "out": str(out) if out else None,
+            "report": page,
+            "forced": given.forced,
+            "hypothesis": chosen,
+            "unit": seen.unit,
+            "pairs": given.pairs.provenance,
+            "tokens": seen.tokens,
+            "reads": records(frame),
+            "about": about,
+        }
+    )
+    say(
+        f"{given.pairs.provenance}\n"
+        f"Change of the loss in {seen.unit} when all paths but those of {chosen!r} see another prompt.\n"
+        "Positive: the paths left out were helping.\n"
+    )
+    cells = [
+        [
+            str(row["position"]),
+            repr(row["predicts"]),
+            signed(row["effect"]),
+            interval(row["low"], row["high"]),
+            f"{row['loss']:.3g}",
+        ]
+        for row in records(frame)
+    ]
+    say(table(cells, ["position", "predicts", "effect", "interval", "loss in the model"]))
+    say_report(page)
+
+
+paths_search.add_to(app)

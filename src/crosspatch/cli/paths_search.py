@@ -1,0 +1,241 @@
+"""`crosspatch paths sweep` and `refine`: find the paths that a claim should name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crosspatch.cli.console import Debug, Json, Quiet, bars, note, result, say, table
+from crosspatch.cli.inputs import (
+    Budget,
+    Corruption,
+    Count,
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    TaskName,
+    Threads,
+    load_model,
+)
+from crosspatch.cli.paths_inputs import Asked, one_hypothesis, pairs_of, patterns_of
+from crosspatch.cli.paths_options import (
+    FILE_HELP,
+    Apart,
+    Distance,
+    Folder,
+    Length,
+    Mlps,
+    Named,
+    Reference,
+    Semantics,
+    Side,
+    Text,
+)
+from crosspatch.cli.paths_out import records, save_refinement, save_sweep, say_report, take, write_folder
+from crosspatch.cli.sweeping import Force, Overwrite
+from crosspatch.report.svg import interval, percent, signed
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("sweep", epilog="Example: crosspatch paths sweep --senders 'a*.h*' --receivers a3.h0.q --out out/feed")(
+        sweep
+    )
+    app.command("refine", epilog="Example: crosspatch paths refine --task ioi --max-steps 4 --out out/refined")(refine)
+
+
+def sweep(
+    senders: Annotated[str, typer.Option(help="Nodes or patterns, joined by commas: 'a*.h*@S2, m*'.")] = "a*.h*",
+    receivers: Annotated[
+        list[str] | None,
+        typer.Option("--receivers", help="logits, a9.h6.q, a9.h6.k@S1, m10 (repeat). Default: logits."),
+    ] = None,
+    mlps: Annotated[
+        Mlps,
+        typer.Option(
+            help="MLPs on the way: direct (part of the route), or frozen (the sender must write straight in)."
+        ),
+    ] = Mlps.direct,
+    semantics: Annotated[
+        Semantics,
+        typer.Option(help="Of several receivers: last (the last one on a path is fed), or union (any of them is)."),
+    ] = Semantics.last,
+    task: TaskName = "ioi",
+    model: ModelName = "embedded",
+    corruption: Corruption = None,
+    n: Count = 48,
+    dissimilarity: Apart = Distance.abs_logit_diff,
+    top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
+    out: Folder = None,
+    seed: Seed = 0,
+    force: Force = False,
+    overwrite: Overwrite = False,
+    budget_mib: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Patch every sender into one set of receivers: what of its effect goes straight into them and on to the output."""
+    take(out, overwrite)
+    loaded = load_model(model, dtype, device, threads)
+    given = pairs_of(loaded, Asked(task, corruption, n, seed, "clean", None, 0, force))
+    from crosspatch.paths.sender import path_patch
+
+    with bars() as shown:
+        swept = path_patch(
+            loaded,
+            given.pairs,
+            senders,
+            receivers or ["logits"],
+            mlps=mlps.value,
+            semantics=semantics.value,
+            dissimilarity=dissimilarity.value,
+            seed=seed,
+            budget_mib=budget_mib,
+            progress=shown.of("senders"),
+        )
+    frame, about, page = swept.frame(), swept.about, None
+    into = ", ".join(about["receivers"])
+    if out is not None:
+        from crosspatch.report.paths import Page, sweep_section
+
+        shown_page = Page(f"What feeds {into}?", sweeps=(sweep_section(swept),))
+        page = write_folder(out, lambda path: save_sweep(swept, path), {"senders": frame}, given, shown_page)
+    result(
+        {
+            "ok": True,
+            "out": str(out) if out else None,
+            "report": page,
+            "forced": given.forced,
+            "senders": records(frame),
+            "about": about,
+        }
+    )
+    say(f"{len(swept.senders)} senders into {into}. MLPs on the way: {about['mlps']}. Receivers: {about['semantics']}.")
+    say(f"Signed {about['quantity']} in {about['unit']}, {swept.effect.shape[1]} pairs: {about['pairs']}")
+    say(f"{about['method'].capitalize()}.\n")
+    cells = [
+        [
+            row["sender"],
+            signed(row["effect"]),
+            interval(row["low"], row["high"]),
+            percent(row["share"]),
+            f"{row['q']:.3f}",
+        ]
+        for row in records(swept.top(top))
+    ]
+    say(table(cells, ["sender", "effect", "interval", "share of total", "q"]))
+    say_report(page)
+
+
+def refine(
+    file: Annotated[Path | None, typer.Argument(help=f"{FILE_HELP} None: start from no path.")] = None,
+    name: Named = None,
+    max_steps: Annotated[int, typer.Option(min=1, help="Steps, at most.")] = 8,
+    min_gain: Annotated[
+        float, typer.Option(min=0, max=1, help="Proportion explained that a step must add, for sure.")
+    ] = 0.01,
+    held_out: Annotated[
+        float, typer.Option(min=0.05, max=0.9, help="Share of the pairs that only score the steps.")
+    ] = 0.3,
+    nodes: Annotated[str, typer.Option(help="Parts that may be added.")] = "a*.h*, m*",
+    positions: Annotated[
+        list[str] | None, typer.Option("--positions", help="Where added parts write (repeat). Default: anywhere.")
+    ] = None,
+    n_random: Annotated[int, typer.Option("--random", min=1, help="Random hypotheses to compare the end with.")] = 20,
+    task: TaskName = "ioi",
+    model: ModelName = "embedded",
+    corruption: Corruption = None,
+    n: Count = 48,
+    text: Text = None,
+    length: Length = 32,
+    reference: Reference = Side.clean,
+    dissimilarity: Apart = Distance.kl,
+    out: Folder = None,
+    seed: Seed = 0,
+    force: Force = False,
+    overwrite: Overwrite = False,
+    budget_mib: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Extend or shorten a hypothesis step by step, greedily; pairs that were held out score every step."""
+    always = None
+    patterns: list[str] = []
+    if file is not None:
+        from crosspatch.paths.files import read_hypotheses
+
+        found = read_hypotheses(file)
+        chosen, claim = one_hypothesis(found, name, file)
+        always, patterns = found.always, patterns_of(claim, chosen)
+    take(out, overwrite)
+    loaded = load_model(model, dtype, device, threads)
+    given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
+    from crosspatch.paths.refine import refine as run
+    from crosspatch.paths.refine import steps
+
+    candidates = len(steps(patterns, loaded.shape, nodes=nodes, positions=positions or ()))
+    note(f"Plan: at most {max_steps} steps, {candidates} candidates in the first, {len(given.pairs)} pairs")
+    with bars() as shown:
+        grown = run(
+            loaded,
+            patterns,
+            given.pairs,
+            max_steps=max_steps,
+            min_gain=min_gain,
+            held_out=held_out,
+            nodes=nodes,
+            positions=positions or (),
+            n_random=n_random,
+            dissimilarity=dissimilarity.value,
+            always=always,
+            seed=seed,
+            budget_mib=budget_mib,
+            progress=shown.of("steps"),
+        )
+    page = None
+    if out is not None:
+        from crosspatch.report.paths import Page, refinement_section
+
+        what = given.pairs.provenance.split(" (")[0]
+        shown_page = Page(f"Which paths carry {what}?", refinement=refinement_section(grown, given.pairs))
+        page = write_folder(out, lambda path: save_refinement(grown, path), {"steps": grown.log}, given, shown_page)
+    result(
+        {
+            "ok": True,
+            "out": str(out) if out else None,
+            "report": page,
+            "forced": given.forced,
+            "patterns": grown.patterns,
+            "steps": records(grown.log),
+            "random": grown.random.tolist(),
+            "about": grown.about,
+        }
+    )
+    cells = [
+        [
+            str(i),
+            row["step"],
+            row["pattern"] or "(no path)",
+            percent(row["explained"]),
+            percent(row["explained_held_out"]),
+        ]
+        for i, row in enumerate(records(grown.log))
+    ]
+    say(table(cells, ["", "step", "pattern", "explained", "held out"]))
+    if not grown.patterns:
+        say("\nNo step surely adds enough, so that no path is claimed. Lower --min-gain, or raise --n.")
+    elif len(grown.random):
+        most = percent(float(grown.random.max()))
+        say(f"\n{len(grown.random)} random hypotheses of as many patterns explain {most} at most (held-out pairs).")
+    say_report(page)

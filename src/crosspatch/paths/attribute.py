@@ -1,0 +1,86 @@
+"""Where a hypothesis fails: signed change of the loss, token by token, for one reference and many counterfactuals.
+
+A(Q; x_r) = mean over x_c of L(G with the paths Q on x_c) - L(G(x_r)) (Goldowsky-Dill et al. 2023, path patching
+attribution). Positive: Q was lowering the loss on x_r; negative: Q was hurting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from crosspatch.errors import PathError
+from crosspatch.model import Model
+from crosspatch.paths.dissimilarity import Dissimilarity, resolve
+from crosspatch.paths.evaluate import Progress
+from crosspatch.paths.measure import measure
+from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pathset import PathSet
+from crosspatch.results import statistics
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Signed effects of moving some paths to the counterfactual.
+
+    Attributes:
+        positions: of the reference that were read.
+        effect, low, high: mean change of the signed quantity (a loss) and its interval over counterfactuals.
+        reference: the quantity in the model itself.
+        draws: `[counterfactual, read]`.
+        tokens: the reference prompt, where a tokenizer is there.
+        unit: of the effect.
+    """
+
+    positions: tuple[int, ...]
+    effect: Float[np.ndarray, " read"]
+    low: Float[np.ndarray, " read"]
+    high: Float[np.ndarray, " read"]
+    reference: Float[np.ndarray, " read"]
+    draws: Float[np.ndarray, "counterfactual read"]
+    tokens: list[str]
+    unit: str
+
+
+def attribute(
+    model: Model,
+    patched: PathSet,
+    pairs: Pairs,
+    *,
+    dissimilarity: str | Dissimilarity = "abs_loss",
+    always: PathSet | None = None,
+    seed: int = 0,
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> Attribution:
+    """Move `patched` to the counterfactual and see what happens to the loss at every token.
+
+    Args:
+        patched: the paths that carry the counterfactual: those that a hypothesis leaves out, say (`~claim`).
+        pairs: one reference, many counterfactuals (`fixed_reference`).
+        dissimilarity: whose signed quantity is followed.
+        always: paths that stay on the reference.
+
+    Raises:
+        PathError: more than one reference, or a set that does not fit.
+    """
+    if len({tuple(ids) for ids in pairs.reference}) != 1:
+        raise PathError(
+            "attribution looks at one reference prompt, and these pairs have several",
+            where="attribute",
+            fix="use fixed_reference(rows, row, n), or select the pairs of one prompt",
+        )
+    chosen = resolve(dissimilarity)
+    keep = ~patched if always is None else ~patched | always
+    found = measure(model, [keep], pairs, chosen, budget_mib=budget_mib, progress=progress)
+    reference = found.reference_reads[0]
+    draws = np.stack(found.signed_reads[0]) - reference
+    sampler = statistics.resampler(len(draws), pairs.clusters, seed=seed)
+    interval = statistics.bootstrap_mean(draws.T, sampler)
+    ids = pairs.reference[0]
+    names = [model.tokenizer.decode([i]) for i in ids] if model.tokenizer is not None else [str(i) for i in ids]
+    return Attribution(
+        pairs.read[0], draws.mean(axis=0), interval.low, interval.high, reference, draws, names, chosen.unit
+    )

@@ -1,0 +1,135 @@
+"""G_H(x_r, x_c): what the model would say if important paths carried the reference and all others the counterfactual.
+
+Goldowsky-Dill et al. 2023 (arXiv 2304.05969), section 2, on real models: exact, without building the treeified network.
+`paths.compile` says which copies of nodes there are; here they are computed layer by layer, those of a layer stacked.
+Every reader applies its norm to its own mixed input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosspatch.errors import PathError
+from crosspatch.model import Model, record
+from crosspatch.model.run import Key
+from crosspatch.paths.automaton import vocabulary
+from crosspatch.paths.compile import Plan, compile_paths
+from crosspatch.paths.forward import Forward
+from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pathset import PathSet
+from crosspatch.paths.places import find_atoms, kind_tensor
+from crosspatch.paths.readers import Readers
+
+MIB = 2**20
+BUDGET_MIB = 512.0
+"""Memory for one chunk of pairs: copies of nodes and residual streams."""
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class PathReadout:
+    """Final-norm outputs at the read positions of some pairs under one path set.
+
+    Attributes:
+        number: of the path set; -1 is the reference run and -2 the counterfactual run, which come first.
+        pairs: the pairs, in order.
+        hidden: their reads, pair after pair, for `Model.unembed`.
+    """
+
+    number: int
+    pairs: list[int]
+    hidden: Float[Tensor, "read d_model"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    sets: Sequence[PathSet],
+    pairs: Pairs,
+    on_read: Callable[[PathReadout], None],
+    *,
+    anew: Collection[int] = (),
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Evaluate path sets on pairs.
+
+    Args:
+        sets: any number of them; copies of nodes that several need are computed once.
+        on_read: receives, chunk by chunk, the reference run, the counterfactual run, and every path set.
+        anew: see `compile_paths`.
+        budget_mib: memory for one chunk.
+        progress: called with (pairs done, pairs in all).
+
+    Returns:
+        what was computed.
+
+    Raises:
+        PathError: a set that does not fit the model; no pairs.
+        AddressError: a position that a prompt lacks.
+    """
+    model.require_eval()
+    plan, kinds = make_plan(model, sets, pairs, anew)
+    readers, keys = Readers(plan, model), needed_keys(plan)
+    done = 0
+    for chunk in _chunks(readers, pairs, budget_mib or BUDGET_MIB):
+        tokens = [[side[i] for i in chunk] for side in (pairs.reference, pairs.counterfactual)]
+        read = [pairs.read[i] for i in chunk]
+        reference, counter = (record(model, ids, read=read, keys=keys) for ids in tokens)
+        on_read(PathReadout(-1, chunk, reference.hidden))
+        on_read(PathReadout(-2, chunk, counter.hidden))
+        forward = Forward(readers, reference, counter, kind_tensor([kinds[i] for i in chunk]))
+        for number, hidden in enumerate(forward.run()):
+            on_read(PathReadout(number, chunk, hidden))
+        done += len(chunk)
+        if progress is not None:
+            progress(done, len(pairs))
+    return plan
+
+
+def make_plan(
+    model: Model, sets: Sequence[PathSet], pairs: Pairs, anew: Collection[int] = ()
+) -> tuple[Plan, list[list[int]]]:
+    """What has to be computed, and the kind of position of every token; see `Plan.describe`.
+
+    Raises:
+        PathError: a set does not fit the model; no pairs.
+    """
+    if not len(pairs):
+        raise PathError("no pairs were given", where="pairs", fix="give at least one")
+    words = vocabulary(sets, model.shape)
+    atoms, kinds = find_atoms(words, pairs)
+    return compile_paths(sets, words, atoms, anew), kinds
+
+
+def needed_keys(plan: Plan) -> set[Key]:
+    """Activations of the two plain runs that an evaluation reads."""
+    shape = plan.words.shape
+    keys: set[Key] = set()
+    if not plan.streams:
+        return keys
+    for layer in range(shape.n_layers):
+        keys |= {(layer, kind) for kind in ("resid_pre", "q", "k", "v", "z", "attn_out")}
+        keys |= {(layer, "mlp_out")} if shape.has_mlp else set()
+        keys |= {(layer, "resid_mid")} if shape.has_mlp and not shape.parallel else set()
+    return keys | {(shape.n_layers - 1, "resid_post")}
+
+
+def _chunks(readers: Readers, pairs: Pairs, budget_mib: float) -> Iterator[list[int]]:
+    """Pairs of equal length and equal reads, as many as the budget takes."""
+    groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for i, ids in enumerate(pairs.reference):
+        groups.setdefault((len(ids), pairs.read[i]), []).append(i)
+    plan = readers.plan
+    shape = plan.words.shape
+    for (length, _), members in groups.items():
+        numbers = readers.most_streams * 4 * shape.d_model + len(plan.variants) * shape.d_model
+        plain = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
+        size = max(1, int(budget_mib * MIB / (4 * length * (numbers + plain))))
+        yield from (members[at : at + size] for at in range(0, len(members), size))

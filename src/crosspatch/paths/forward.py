@@ -1,0 +1,375 @@
+"""One chunk of pairs through all copies of all nodes, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosspatch.model import Run
+from crosspatch.model.activation import one_kernel, written_out
+from crosspatch.model.attention import AttentionRule, attend, capturing, causal_mask
+from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, MlpVariant, Stream, reader_level
+from crosspatch.paths.places import offset_masks
+from crosspatch.paths.project import head_write
+from crosspatch.paths.readers import Readers
+
+Value = Float[Tensor, "pair position d_model"]
+
+
+class Forward:
+    """Computes a plan on the two plain runs of some pairs of equal length.
+
+    Args:
+        readers: what to compute, and how often what is used.
+        reference, counter: plain runs of the pairs, with the activations of `evaluate.needed_keys`.
+        kinds: kind of position of every token.
+    """
+
+    def __init__(self, readers: Readers, reference: Run, counter: Run, kinds: Int[Tensor, "pair position"]) -> None:
+        self.readers, self.plan, self.model = readers, readers.plan, reference.model
+        plan = self.plan
+        self.shape = plan.words.shape
+        self.per_layer = self.shape.n_heads + int(self.shape.has_mlp)
+        self.runs = {REFERENCE: reference, COUNTER: counter}
+        self.pairs, self.length = kinds.shape
+        self.first = _first_difference(reference.tokens, counter.tokens)
+        self.read = reference.read[0]
+        self.masks = [(kinds == kind)[..., None].to(self.model.device) for kind in range(len(plan.atoms.places))]
+        self.last = self.shape.n_layers - 1
+        # Above the last attention only read positions matter. Reads before the first difference are the plain runs'.
+        self.tail = [p - self.first for p in self.read if p >= self.first]
+        self.z: dict[int, Float[Tensor, "pair position d_head"]] = {}
+        self.mlp: dict[int, Value] = {}
+        self.streams: dict[int, Value] = {}
+        self.blocks: dict[tuple[int, int, bytes, bool], Value] = {}
+        self.by_layer: dict[int, list[tuple[int, HeadVariant | MlpVariant]]] = defaultdict(list)
+        for number, variant in enumerate(plan.variants):
+            self.by_layer[plan.words.nodes[variant.node].layer or 0].append((number, variant))
+        self.at_level: dict[int, list[int]] = defaultdict(list)
+        for number, stream in enumerate(plan.streams):
+            self.at_level[stream.level].append(number)
+
+    def run(self) -> Iterator[Float[Tensor, "read d_model"]]:
+        """Final-norm outputs at the reads, path set by path set."""
+        blocks = self.model.anatomy.blocks
+        if self.plan.streams and self.tail:
+            with (
+                capturing([b.attn for b in blocks]),
+                one_kernel(written_out([b.mlp for b in blocks if b.mlp is not None])),
+            ):
+                for layer in range(self.shape.n_layers):
+                    self._layer(layer)
+                self._open(len(self.plan.words.nodes), tail=True)
+        for classes in self.plan.final:
+            yield self._final(classes)
+
+    def _final(self, classes: tuple[int, ...]) -> Float[Tensor, "read d_model"]:
+        """Reads of one set; a set may read different streams at different kinds of position."""
+        normed = {one: self._normed(one) for one in set(classes)}
+        mixed = self._mix([normed[one] for one in classes], self._tail_masks(full=True))
+        return mixed.flatten(0, 1)
+
+    def _normed(self, one: int) -> Float[Tensor, "pair read d_model"]:
+        if one < 0:
+            return self.runs[one].hidden.view(self.pairs, len(self.read), -1)
+        out = self.runs[COUNTER].hidden.view(self.pairs, len(self.read), -1)
+        if not self.tail:
+            return out
+        normed = self.model.anatomy.final_norm(self.streams[one])
+        return torch.cat([out[:, : len(self.read) - len(self.tail)], normed.to(out)], 1)
+
+    def _tail_masks(self, full: bool = False) -> list[Tensor]:
+        at = list(self.read) if full else [self.first + t for t in self.tail]
+        return [mask[:, at] for mask in self.masks]
+
+    # -- streams ------------------------------------------------------------------------------------------------
+
+    def _layer(self, layer: int) -> None:
+        if not self.by_layer[layer]:
+            return
+        level = reader_level(
+            self.plan.words.nodes[1 + layer * (self.shape.n_heads + int(self.shape.has_mlp))], self.plan.words
+        )
+        heads = [(n, v) for n, v in self.by_layer[layer] if isinstance(v, HeadVariant)]
+        mlps = [(n, v) for n, v in self.by_layer[layer] if isinstance(v, MlpVariant)]
+        if heads or self.shape.parallel:
+            self._open(level)
+        if heads:
+            self._attention(layer, heads)
+        if mlps:
+            self._mlps(layer, mlps, level if self.shape.parallel else level + self.shape.n_heads)
+
+    def _open(self, level: int, tail: bool = False) -> None:
+        """Sum the streams that readers of one level find; those of lower levels are forgotten."""
+        for number in [n for n in self.streams if n not in self.readers.kept and self.plan.streams[n].level < level]:
+            del self.streams[number]
+        todo = [number for number in self.at_level[level] if number not in self.streams]
+        if len(self.masks) == 1:
+            rows = [n for n in todo if self.readers.parents[n] < 0 and self._row_by_row(self.plan.streams[n])]
+            for base in (COUNTER, REFERENCE):
+                some = [n for n in rows if _base_of(self.plan.streams[n]) == base]
+                if len(some) > 1:
+                    self.streams |= dict(zip(some, self._sum_rows(some, level, base, tail), strict=True))
+        for number in todo:
+            if number not in self.streams:
+                self.streams[number] = self._stream(number, tail)
+
+    def _row_by_row(self, stream: Stream) -> bool:
+        layers = (stream.level - 1 + self.per_layer - self.shape.n_heads) // self.per_layer
+        return all(self.readers.head_by_head(layer) for layer in range(layers))
+
+    def _sum_rows(
+        self, numbers: list[int], level: int, base: int, tail: bool
+    ) -> Float[Tensor, "stream pair position d"]:
+        """Many streams at once: which copies each reads, times what each copy writes beyond the plain run."""
+        classes = np.stack([self.plan.streams[number].classes[:, 0] for number in numbers])
+        plain = self._plain_stream(base, level, tail)
+        x = plain.flatten().expand(len(numbers), -1).clone()
+        for start in [0, *range(1, level, self.per_layer)]:
+            nodes = range(start, min(start + self.per_layer, level) if start else 1)
+            wanted = [(n, one) for n in nodes for one in np.unique(classes[:, n]).tolist() if one != base]
+            if wanted:
+                change = torch.stack([self._change(n, one, base, tail).flatten() for n, one in wanted])
+                read = np.stack([classes[:, n] == one for n, one in wanted], 1)
+                x.addmm_(torch.from_numpy(read).to(x), change)
+        return x.view(len(numbers), *plain.shape)
+
+    def _change(self, node: int, one: int, base: int, tail: bool) -> Value:
+        """What one copy of a node writes beyond the plain run."""
+        site = self.plan.words.nodes[node]
+        if site.kind == "z":
+            assert site.layer is not None
+            assert site.index is not None
+            return self._written(site.layer, site.index, one, base, tail)
+        if site.kind == "input":
+            return self._plain(one, 0, "resid_pre", tail) - self._plain(base, 0, "resid_pre", tail)
+        assert site.layer is not None
+        return self._mlp_out(one, site.layer, tail) - self._plain(base, site.layer, "mlp_out", tail)
+
+    def _plain(self, run: int, layer: int, kind: str, tail: bool = False) -> Tensor:
+        """A plain run's activation from the first differing position on."""
+        stored = self.runs[run].packed((layer, kind))
+        value = stored.view(self.pairs, self.length, *stored.shape[1:])[:, self.first :]
+        return value[:, self.tail] if tail else value
+
+    def _plain_stream(self, run: int, level: int, tail: bool) -> Value:
+        layer, inside = divmod(level - 1, self.per_layer)
+        if layer == self.shape.n_layers:
+            return self._plain(run, self.last, "resid_post", tail)
+        return self._plain(run, layer, "resid_mid" if inside else "resid_pre", tail)
+
+    def _stream(self, number: int, tail: bool) -> Value:
+        """The nearer plain run's stream, and what differs from it: block by block of attention, MLP by MLP."""
+        stream = self.plan.streams[number]
+        classes, base = stream.classes, _base_of(stream)
+        parent, below = self._parent(number, tail)
+        x = self._plain_stream(base, stream.level, tail)
+        if parent is not None:
+            x = x + parent - self._plain_stream(base, below, tail)
+        masks = self._masks(tail)
+        if below == 0 and (classes[0] != base).any():
+            plain = self._plain(base, 0, "resid_pre", tail)
+            changes = {base: torch.zeros_like(plain)}
+            for other in {REFERENCE, COUNTER} - {base}:
+                changes[other] = self._plain(other, 0, "resid_pre", tail) - plain
+            x = x + self._mix([changes[one] for one in classes[0].tolist()], masks)
+        for layer in range(self.shape.n_layers):
+            start = 1 + layer * self.per_layer
+            block = classes[start : start + self.shape.n_heads]
+            if start >= below and len(block) and (block != base).any():
+                x = x + self._attention_change(layer, block, base, tail)
+            at = start + self.shape.n_heads
+            if self.shape.has_mlp and below <= at < stream.level and (classes[at] != base).any():
+                own = self._plain(base, layer, "mlp_out", tail)
+                parts = {one: self._mlp_out(one, layer, tail) - own for one in set(classes[at].tolist()) - {base}}
+                x = x + self._mix([parts.get(one, torch.zeros_like(own)) for one in classes[at].tolist()], masks)
+        return x
+
+    def _parent(self, number: int, tail: bool) -> tuple[Value | None, int]:
+        """A stream that has been summed already and agrees with this one on all nodes below it."""
+        parent = self.readers.parents[number]
+        if parent not in self.streams:
+            return None, 0
+        found = self.streams[parent]
+        cut = found[:, self.tail] if tail and found.shape[1] != len(self.tail) else found
+        return cut, self.plan.streams[parent].level
+
+    def _masks(self, tail: bool) -> list[Tensor]:
+        return self._tail_masks() if tail else [mask[:, self.first :] for mask in self.masks]
+
+    def _mix(self, values: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """At every position the value for its kind."""
+        if all(value is values[0] for value in values):
+            return values[0]
+        out = values[0]
+        for value, mask in zip(values[1:], masks[1:], strict=True):
+            if value is not values[0]:
+                out = torch.where(mask, value, out)
+        return out
+
+    def _mlp_out(self, one: int, layer: int, tail: bool) -> Value:
+        if one < 0:
+            return self._plain(one, layer, "mlp_out", tail)
+        value = self.mlp[one]
+        return value[:, self.tail] if tail and value.shape[1] != len(self.tail) else value
+
+    # -- attention ----------------------------------------------------------------------------------------------
+
+    def _attention_change(self, layer: int, block: Int[np.ndarray, "head atom"], base: int, tail: bool) -> Value:
+        """What a block's attention writes with these copies of its heads, less what it writes in the plain run."""
+        key = (layer, base, block.tobytes(), tail)
+        if key not in self.blocks:
+            if self.readers.head_by_head(layer):
+                change = self._head_by_head(layer, block, base, tail)
+            else:
+                parts = self.model.anatomy.blocks[layer]
+                z = torch.stack([self._z_mixed(layer, head, row, tail) for head, row in enumerate(block.tolist())], 2)
+                out = parts.norm_attn_out(parts.o_proj(z.flatten(2)))
+                change = out - self._plain(base, layer, "attn_out", tail)
+            if self.readers.uses(layer, block) == 1:
+                return change
+            self.blocks[key] = change
+        return self.blocks[key]
+
+    def _head_by_head(self, layer: int, block: Int[np.ndarray, "head atom"], base: int, tail: bool) -> Value:
+        masks = self._masks(tail)
+        change: Value | None = None
+        for head, row in enumerate(block.tolist()):
+            for atom, one in enumerate(row):
+                if one == base:
+                    continue
+                part = self._written(layer, head, one, base, tail)
+                part = part if len(masks) == 1 else torch.where(masks[atom], part, torch.zeros_like(part))
+                change = part if change is None else change + part
+        assert change is not None
+        return change
+
+    def _written(self, layer: int, head: int, one: int, base: int, tail: bool) -> Value:
+        """What one copy of a head writes, less what the plain run's writes; kept, because many streams read it."""
+        key = (layer, head, f"{one} {base}".encode(), tail)
+        if key not in self.blocks:
+            z = self._z(layer, head, one, tail) - self._z(layer, head, base, tail)
+            self.blocks[key] = head_write(self.model, layer, head, z)
+        return self.blocks[key]
+
+    def _z_mixed(self, layer: int, head: int, row: list[int], tail: bool) -> Float[Tensor, "pair position d_head"]:
+        found = {one: self._z(layer, head, one, tail) for one in set(row)}
+        return self._mix([found[one] for one in row], self._masks(tail))
+
+    def _z(self, layer: int, head: int, one: int, tail: bool) -> Float[Tensor, "pair position d_head"]:
+        if one < 0:
+            return self._plain(one, layer, "z", tail)[:, :, head]
+        value = self.z[one]
+        return value[:, self.tail] if tail and value.shape[1] != len(self.tail) else value
+
+    def _attention(self, layer: int, heads: list[tuple[int, HeadVariant]]) -> None:
+        """All copies of the heads of one layer."""
+        qkv = self.readers.project(self, layer, [variant for _, variant in heads])
+        rule = self.model.rules[layer]
+        positions = tuple(range(self.first, self.length))
+        if layer == self.last:
+            positions = tuple(positions[t] for t in self.tail)
+        windowed = [item for item in heads if self._windowed(item[1])]
+        whole = [item for item in heads if not self._windowed(item[1])]
+        for lo in range(0, len(whole), 64):
+            some = whole[lo : lo + 64]
+            q, k, v = (torch.cat([getattr(self, f"_{name}")(layer, x, qkv, 0) for _, x in some]) for name in "qkv")
+            z = attend(q[:, :, None], k[:, :, None], v[:, :, None], positions, rule)[:, :, 0]
+            self.z |= dict(zip([number for number, _ in some], z.split(self.pairs), strict=True))
+        for number, variant in windowed:
+            self.z[number] = self._attend_windows(layer, variant, qkv, positions, rule)
+
+    def _windowed(self, variant: HeadVariant) -> bool:
+        return any(len(set(row)) > 1 for rows in (variant.k, variant.v) for row in rows)
+
+    def _q(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair query d_head"]:
+        head = self.plan.words.nodes[variant.node].index or 0
+        q = self._plain(variant.q, layer, "q")[:, :, head] if variant.q < 0 else qkv[("q", head, variant.q)]
+        return q[:, self.tail] if layer == self.last else q
+
+    def _k(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair key d_head"]:
+        return self._keys("k", layer, variant, [row[offset] for row in variant.k], qkv)
+
+    def _v(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair key d_head"]:
+        return self._keys("v", layer, variant, [row[offset] for row in variant.v], qkv)
+
+    def _keys(
+        self, kind: str, layer: int, variant: HeadVariant, streams: list[int], qkv: Projected
+    ) -> Float[Tensor, "pair key d_head"]:
+        """Keys or values at all positions; before the first difference the plain runs agree."""
+        group = self.shape.group_of(self.plan.words.nodes[variant.node].index or 0)
+        found = {
+            one: self._plain(one, layer, kind)[:, :, group] if one < 0 else qkv[(kind, group, one)]
+            for one in set(streams)
+        }
+        mixed = self._mix([found[one] for one in streams], self._masks(False))
+        if not self.first:
+            return mixed
+        stored = self.runs[COUNTER].packed((layer, kind))
+        before = stored.view(self.pairs, self.length, *stored.shape[1:])[:, : self.first, group]
+        return torch.cat([before, mixed], 1)
+
+    def _attend_windows(
+        self, layer: int, variant: HeadVariant, qkv: Projected, positions: tuple[int, ...], rule: AttentionRule
+    ) -> Float[Tensor, "pair query d_head"]:
+        """Attention whose keys and values depend on how far back they are: one product per kind of offset."""
+        q = self._q(layer, variant, qkv, 0)
+        masks = [mask.to(q.device) for mask in offset_masks(self.plan.atoms, self.plan.words, positions, self.length)]
+        keys = {tuple(row[o] for row in variant.k): o for o in range(len(masks))}
+        scores = q.new_zeros(self.pairs, len(positions), self.length)
+        for streams, o in keys.items():
+            where = [mask for p, mask in enumerate(masks) if tuple(row[p] for row in variant.k) == streams]
+            k = self._k(layer, variant, qkv, o)
+            scores = torch.where(torch.stack(where).any(0), q @ k.transpose(-1, -2) * rule.scaling, scores)
+        if rule.softcap is not None:
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        seen = causal_mask(positions, self.length, rule.window, q.device)
+        if seen is not None:
+            scores = scores.masked_fill(~seen, -math.inf)
+        pattern = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        values = {tuple(row[o] for row in variant.v): o for o in range(len(masks))}
+        out = torch.zeros_like(q)
+        for streams, o in values.items():
+            where = [mask for p, mask in enumerate(masks) if tuple(row[p] for row in variant.v) == streams]
+            out = out + (pattern * torch.stack(where).any(0)) @ self._v(layer, variant, qkv, o)
+        return out
+
+    # -- MLPs ---------------------------------------------------------------------------------------------------
+
+    def _mlps(self, layer: int, mlps: list[tuple[int, MlpVariant]], level: int) -> None:
+        tail = layer == self.last
+        if not self.shape.parallel:
+            self._open(level, tail)
+        block = self.model.anatomy.blocks[layer]
+        streams = [self.streams[variant.x] for _, variant in mlps]
+        if tail:
+            streams = [x if x.shape[1] == len(self.tail) else x[:, self.tail] for x in streams]
+        x = torch.stack(streams)
+        h = block.norm_attn_in(x) if block.shared_norm else block.norm_mlp_in(x)
+        assert block.mlp is not None
+        out = block.mlp(h.flatten(0, 1))
+        out = block.norm_mlp_out(out[0] if isinstance(out, tuple) else out).view(x.shape)
+        self.mlp |= dict(zip([number for number, _ in mlps], out, strict=True))
+
+
+Projected = dict[tuple[str, int, int], Float[Tensor, "pair position d_head"]]
+
+
+def _base_of(stream: Stream) -> int:
+    """The plain run that a stream is nearer to."""
+    return REFERENCE if (stream.classes == REFERENCE).sum() > (stream.classes == COUNTER).sum() else COUNTER
+
+
+def _first_difference(a: list[list[int]], b: list[list[int]]) -> int:
+    """First position at which any pair differs; the last one where none does."""
+    firsts = [
+        next((i for i, (x, y) in enumerate(zip(left, right, strict=True)) if x != y), len(left) - 1)
+        for left, right in zip(a, b, strict=True)
+    ]
+    return min(firsts)

@@ -1,0 +1,137 @@
+"""Parts of a layer's linear maps: what one head writes, and the q, k, v of one head from a stream of its own.
+
+A treeified head has private inputs. Projecting every private stream for all heads would cost as many layers as there
+are streams, so that the rows of the weights that belong to one head are cut out. Which rows those are is found on the
+model itself, by seeing which outputs of the projections reach which head; where that has no answer (a norm over all
+heads together, as in OLMo 2; a quantised or adapted layer), the whole projection is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from crosspatch.model import Model
+from crosspatch.model.attention import capturing, query_key_value
+
+
+def linear_weight(module: nn.Module) -> Tensor | None:
+    """`[out, in]` of a plain linear layer, None for anything else (hooks, adapters, quantised weights)."""
+    plain = "forward" not in vars(module) and not module._forward_pre_hooks and not module._forward_hooks
+    if type(module) is nn.Linear and plain:
+        return module.weight
+    return module.weight.T if type(module) is Conv1D and plain else None
+
+
+def head_write(model: Model, layer: int, head: int, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
+    """What one head adds to its block's output projection, without the bias."""
+    o_proj = model.anatomy.blocks[layer].o_proj
+    d_head = model.shape.d_head
+    weight = linear_weight(o_proj)
+    if weight is not None:
+        return z @ weight[:, head * d_head : (head + 1) * d_head].T
+    padded = z.new_zeros(*z.shape[:-1], model.shape.n_heads * d_head)
+    padded[..., head * d_head : (head + 1) * d_head] = z
+    return o_proj(padded) - o_proj(torch.zeros_like(padded[..., :1, :]))
+
+
+Slot = tuple[str, int]  # ("q", head), ("k", key/value head), ("v", key/value head)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """For one attention module, which rows of which projection make each head's q, k and v."""
+
+    projections: dict[str, nn.Module]
+    of: dict[Slot, tuple[str, int]]
+    d_head: int
+
+
+def find_rows(model: Model, layer: int) -> Rows | None:
+    """Cut one layer's projections into heads, or None where they cannot be cut."""
+    attn = model.anatomy.blocks[layer].attn
+    o_proj = model.anatomy.blocks[layer].o_proj
+    shape = model.shape
+    inputs = {
+        name: module
+        for name, module in attn.named_modules()
+        if linear_weight(module) is not None and module is not o_proj
+    }
+    sizes = {name: linear_weight(module).shape for name, module in inputs.items()}  # type: ignore[union-attr]
+    if not inputs or any(size[1] != shape.d_model or size[0] % shape.d_head for size in sizes.values()):
+        return None
+    if sum(size[0] for size in sizes.values()) != (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_head:
+        return None
+    of: dict[Slot, tuple[str, int]] = {}
+    for name, size in sizes.items():
+        for start in range(0, size[0], shape.d_head):
+            reached = _reached(model, layer, inputs, name, start)
+            if len(reached) != 1 or reached[0] in of:
+                return None
+            of[reached[0]] = (name, start)
+    return Rows(inputs, of, shape.d_head)
+
+
+@torch.no_grad()
+def _reached(model: Model, layer: int, inputs: dict[str, nn.Module], marked: str, start: int) -> list[Slot]:
+    """Which heads' q, k or v turn into NaN when some rows of one projection do."""
+    block, shape = model.anatomy.blocks[layer], model.shape
+    stop = start + shape.d_head
+    outputs = {}
+    for name, module in inputs.items():
+        weight = linear_weight(module)
+        assert weight is not None
+        out = torch.ones(1, 1, weight.shape[0], dtype=model.dtype, device=block.device)
+        if name == marked:
+            out[..., start:stop] = float("nan")
+        outputs[name] = out
+    model.ensure_positions(1)
+    hidden = torch.linspace(-1, 1, shape.d_model, dtype=model.dtype, device=block.device)[None]
+    kwargs = model.attention_kwargs(layer, torch.zeros(1, dtype=torch.long), {})
+    with capturing([block.attn]), answering(inputs, outputs) as given:
+        q, k, v, _ = query_key_value(block.attn, hidden, kwargs)
+    if not all(torch.equal(x[0], hidden) for x in given):
+        return []  # the module does something to the stream before it projects it
+    found: list[Slot] = []
+    for kind, value in (("q", q), ("k", k), ("v", v)):
+        bad = value[0].isnan().any(-1)
+        found += [(kind, int(i)) for i in bad.nonzero().flatten()]
+    return found
+
+
+@contextmanager
+def answering(inputs: dict[str, nn.Module], outputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+    """While active, the projections return these outputs whatever they are given; what they are given is listed."""
+    given: list[Tensor] = []
+
+    def returning(value: Tensor) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            given.append(x)
+            return value
+
+        return forward
+
+    try:
+        for name, module in inputs.items():
+            module.forward = returning(outputs[name])  # instance attribute: shadows the method
+        yield given
+    finally:
+        for module in inputs.values():
+            vars(module).pop("forward", None)
+
+
+def project_slot(rows: Rows, slot: Slot, h: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_head"]:
+    """The projection of normed streams to one head's q, k or v, before rotary embedding and q/k norms."""
+    name, start = rows.of[slot]
+    module = rows.projections[name]
+    weight, bias = linear_weight(module), module.bias
+    assert weight is not None
+    stop = start + rows.d_head
+    return F.linear(h, weight[start:stop], None if bias is None else bias[start:stop])  # type: ignore[index]

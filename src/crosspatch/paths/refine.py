@@ -1,0 +1,306 @@
+"""The discovery loop: extend or shorten a hypothesis by one step, measure every candidate, keep the best, repeat.
+
+A hypothesis is here a list of patterns that begin with `** ->` (any way in). One step *adds* `** -> N -> s`, where `s`
+is the logits or the rest of a pattern from one of its nodes on, or *removes* a pattern. All candidates are measured
+together on the same pairs. What was picked looks better than it is, so that a greedy run scores each of its steps on
+held-out pairs, and compares the end with random hypotheses of as many patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from crosspatch.errors import PathError
+from crosspatch.graph import ModelShape, select
+from crosspatch.model import Model
+from crosspatch.paths.automaton import Automaton, Place, vocabulary
+from crosspatch.paths.dissimilarity import Dissimilarity, resolve
+from crosspatch.paths.evaluate import Progress
+from crosspatch.paths.measure import measure
+from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pathset import PathSet, nothing, paths
+from crosspatch.results import statistics
+
+START = "** -> "
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of a hypothesis: `add` or `remove` a pattern."""
+
+    kind: str
+    pattern: str
+
+    def taken(self, patterns: Sequence[str]) -> list[str]:
+        """The patterns after this step."""
+        return [*patterns, self.pattern] if self.kind == "add" else [p for p in patterns if p != self.pattern]
+
+
+def steps(
+    patterns: Sequence[str], shape: ModelShape, *, nodes: str = "a*.h*, m*", positions: Sequence[str] = ()
+) -> list[Step]:
+    """Every one-step extension and removal of a hypothesis.
+
+    Args:
+        nodes: which parts may be added in front.
+        positions: positions at which the added part may write, such as span names; none: any position.
+
+    Raises:
+        PathError: a pattern that does not begin with `** ->`.
+    """
+    ends = ["logits"]
+    for pattern in patterns:
+        if not pattern.startswith(START):
+            raise PathError(
+                f"{pattern!r} does not begin with {START.strip()!r}",
+                where="refine",
+                fix="the loop extends patterns towards the input; begin them with '** ->'",
+            )
+        hops = pattern.removeprefix(START).split(" -> ")
+        ends += [" -> ".join(hops[i:]) for i in range(len(hops) - 1) if hops[i] != "**"]
+    names = [str(address).removesuffix("@*") for address in select(nodes, shape)]
+    found = [Step("remove", pattern) for pattern in patterns]
+    for end in dict.fromkeys(ends):
+        for reader in _readers(end):
+            for name in names:
+                for at in [f"@{p}" for p in positions] or [""]:
+                    pattern = f"{START}{name}{at} -> {reader}"
+                    if pattern not in patterns and _fits(pattern, shape):
+                        found.append(Step("add", pattern))
+    return found
+
+
+def _readers(end: str) -> list[str]:
+    """A head without a named input is entered by its query, key or value."""
+    first, _, rest = end.partition(" -> ")
+    name, at, position = first.partition("@")
+    if not name.startswith("a") or name.rsplit(".", 1)[-1] in ("q", "k", "v"):
+        return [end]
+    # A position of the head is where it writes, which only its query shares.
+    return [f"{name}.q{at}{position} -> {rest}", f"{name}.k -> {rest}", f"{name}.v -> {rest}"]
+
+
+def _fits(pattern: str, shape: ModelShape) -> bool:
+    one = paths(pattern)
+    try:
+        Automaton(vocabulary([one], shape)).start(one, Place())
+    except PathError:
+        return False
+    return True
+
+
+def hypothesis(patterns: Sequence[str]) -> PathSet:
+    """The union of some patterns; no path where there are none."""
+    return paths(*patterns) if patterns else nothing()
+
+
+@dataclass
+class StepTable:
+    """Every candidate step, measured on the same pairs.
+
+    Attributes:
+        steps: the candidates.
+        change: AUE after less AUE before, per pair; negative: the step explains more.
+        before: AUE per pair.
+        total: null hypothesis per pair.
+        clusters, seed: for intervals.
+    """
+
+    steps: list[Step]
+    change: Float[np.ndarray, "step pair"]
+    before: Float[np.ndarray, " pair"]
+    total: Float[np.ndarray, " pair"]
+    clusters: list[str]
+    seed: int
+
+    def frame(self) -> pd.DataFrame:
+        """Candidates, the largest gain first; `gain` is in proportion explained, with interval, p and q."""
+        sampler = statistics.resampler(len(self.before), self.clusters, seed=self.seed)
+        gain = -self.change
+        between = statistics.bootstrap_ratio_of_means(gain, self.total, sampler, 0.0)
+        p = statistics.sign_flip_p(gain, self.clusters, seed=self.seed)
+        table = pd.DataFrame(
+            {
+                "step": [step.kind for step in self.steps],
+                "pattern": [step.pattern for step in self.steps],
+                "gain": gain.mean(axis=1) / self.total.mean(),
+                "low": between.low,
+                "high": between.high,
+                "p": p,
+                "q": statistics.benjamini_hochberg(p),
+            }
+        )
+        return table.sort_values("gain", ascending=False, kind="stable")
+
+
+def sweep_steps(
+    model: Model,
+    patterns: Sequence[str],
+    pairs: Pairs,
+    candidates: Sequence[Step] | None = None,
+    *,
+    dissimilarity: str | Dissimilarity = "kl",
+    always: PathSet | None = None,
+    seed: int = 0,
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> StepTable:
+    """Measure every one-step change of a hypothesis.
+
+    Args:
+        patterns: the hypothesis, as `** -> ...` patterns; none is the null hypothesis.
+        candidates: default: all of `steps`.
+
+    Raises:
+        PathError: no candidates, or patterns that do not fit.
+    """
+    found = list(steps(patterns, model.shape) if candidates is None else candidates)
+    if not found:
+        raise PathError("there is no step to take", where="refine", fix="allow more nodes or positions")
+    kept = always if always is not None else nothing()
+    sets = [kept, hypothesis(patterns) | kept, *(hypothesis(step.taken(patterns)) | kept for step in found)]
+    got = measure(model, sets, pairs, resolve(dissimilarity), budget_mib=budget_mib, progress=progress)
+    return StepTable(found, got.apart[2:] - got.apart[1], got.apart[1], got.apart[0], pairs.clusters, seed)
+
+
+@dataclass
+class Refinement:
+    """A greedy run.
+
+    Attributes:
+        patterns: the hypothesis at the end.
+        log: one row per step taken: the step, proportion explained on the pairs searched and on held-out ones.
+        random: proportion explained on the held-out pairs by random hypotheses of as many patterns.
+        about: what was asked.
+    """
+
+    patterns: list[str]
+    log: pd.DataFrame
+    random: Float[np.ndarray, " draw"]
+    about: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [self.log.to_string(index=False, float_format=lambda x: f"{x:.3f}")]
+        if len(self.random):
+            last = float(self.log["explained_held_out"].iloc[-1])
+            lines.append(
+                f"random hypotheses of {len(self.patterns)} patterns explain {np.median(self.random):.1%} (median) and "
+                f"at most {self.random.max():.1%} of {len(self.random)}; this one {last:.1%} (held-out pairs)"
+            )
+        return "\n".join(lines)
+
+
+def refine(
+    model: Model,
+    patterns: Sequence[str],
+    pairs: Pairs,
+    *,
+    max_steps: int = 8,
+    min_gain: float = 0.01,
+    held_out: float = 0.3,
+    nodes: str = "a*.h*, m*",
+    positions: Sequence[str] = (),
+    n_random: int = 20,
+    dissimilarity: str | Dissimilarity = "kl",
+    always: PathSet | None = None,
+    seed: int = 0,
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> Refinement:
+    """Take the best step again and again, as long as its interval lies above `min_gain`.
+
+    Args:
+        patterns: where to begin; an empty list is the null hypothesis.
+        max_steps: at most so many.
+        min_gain: proportion explained that a step must add (an interval's lower end for additions). A removal may lose
+            up to this much, because a smaller claim is a stronger one.
+        held_out: share of the pairs that only score the steps.
+        n_random: random hypotheses to compare with.
+
+    Raises:
+        PathError: patterns that do not fit. TaskError: too few pairs to split.
+    """
+    searched, rest = pairs.split(held_out, seed)
+    chosen = resolve(dissimilarity)
+    kept = always if always is not None else nothing()
+    now = list(patterns)
+    score = {"step": "start", "pattern": "", **_explained(model, now, searched, rest, chosen, kept)}
+    rows: list[dict[str, Any]] = [score]
+    for number in range(max_steps):
+        found = steps(now, model.shape, nodes=nodes, positions=positions)
+        table = sweep_steps(
+            model, now, searched, found, dissimilarity=chosen, always=always, seed=seed, budget_mib=budget_mib
+        ).frame()
+        step = _best(table, min_gain)
+        if progress is not None:
+            progress(number + 1, max_steps)
+        if step is None:
+            break
+        now = step.taken(now)
+        rows.append(
+            {"step": step.kind, "pattern": step.pattern, **_explained(model, now, searched, rest, chosen, kept)}
+        )
+    drawn = _random(model, len(now), rest, chosen, kept, nodes, positions, n_random, seed) if now else np.empty(0)
+    about = {
+        "pairs": pairs.provenance,
+        "pairs_hash": pairs.hash,
+        "searched": len(searched),
+        "held_out": len(rest),
+        "dissimilarity": chosen.name,
+        "min_gain": min_gain,
+        "nodes": nodes,
+        "positions": list(positions),
+        "seed": seed,
+        "always": None if always is None else always.to_json(),
+        "model": model.name,
+    }
+    return Refinement(now, pd.DataFrame(rows), drawn, about)
+
+
+def _best(table: pd.DataFrame, min_gain: float) -> Step | None:
+    """The removal that costs least, if it costs next to nothing; else the addition that surely gains most."""
+    free = table[(table["step"] == "remove") & (table["low"] > -min_gain)]
+    good = table[(table["step"] == "add") & (table["low"] > min_gain)]
+    row = free.iloc[0] if len(free) else good.iloc[0] if len(good) else None
+    return None if row is None else Step(row["step"], row["pattern"])
+
+
+def _explained(
+    model: Model, patterns: Sequence[str], searched: Pairs, rest: Pairs, chosen: Dissimilarity, kept: PathSet
+) -> dict[str, float]:
+    shares = []
+    for pairs in (searched, rest):
+        got = measure(model, [kept, hypothesis(patterns) | kept], pairs, chosen)
+        total = float(np.nanmean(got.apart[0]))
+        shares.append(1 - float(np.nanmean(got.apart[1])) / total if total > 0 else float("nan"))
+    return {"explained": shares[0], "explained_held_out": shares[1]}
+
+
+def _random(
+    model: Model,
+    size: int,
+    pairs: Pairs,
+    chosen: Dissimilarity,
+    kept: PathSet,
+    nodes: str,
+    positions: Sequence[str],
+    n: int,
+    seed: int,
+) -> Float[np.ndarray, " draw"]:
+    """Random hypotheses: as many patterns, each grown by random additions as the search grows them."""
+    draw = np.random.default_rng(seed)
+    sets: list[PathSet] = [kept]
+    for _ in range(n):
+        grown: list[str] = []
+        for _ in range(size):
+            adding = [s for s in steps(grown, model.shape, nodes=nodes, positions=positions) if s.kind == "add"]
+            grown = adding[int(draw.integers(len(adding)))].taken(grown)
+        sets.append(hypothesis(grown) | kept)
+    got = measure(model, sets, pairs, chosen)
+    return 1 - np.nanmean(got.apart[1:], axis=1) / float(np.nanmean(got.apart[0]))

@@ -1,0 +1,226 @@
+"""Scores of path hypotheses: how much of a model's output on some pairs they account for.
+
+AUE = mean of delta(G(x_r), G_H(x_r, x_c)) and ATE = the same of the null hypothesis (Goldowsky-Dill et al. 2023, arXiv
+2304.05969, section 2). The proportion explained is 1 - AUE / ATE. It can be negative, and it says that the paths are
+*sufficient* on these pairs; the complement (only the claimed paths carry the counterfactual) tests whether they are
+needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from crosspatch.errors import PathError
+from crosspatch.model import Model
+from crosspatch.paths.dissimilarity import Dissimilarity, resolve
+from crosspatch.paths.evaluate import Progress
+from crosspatch.paths.inspect import require_some
+from crosspatch.paths.measure import Mask, measure
+from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pathset import PathSet, everything, nothing
+from crosspatch.results import statistics
+from crosspatch.results.files import write_json
+
+PerPair = Float[np.ndarray, " pair"]
+
+
+@dataclass
+class PathTest:
+    """Hypotheses tested on the same pairs.
+
+    Attributes:
+        names: of the hypotheses, in order.
+        unexplained: per pair, delta when only the claimed paths (and `always`) carry the reference: sufficiency.
+        needed: per pair, delta when only the claimed paths carry the counterfactual: necessity.
+        total: per pair, delta of the null hypothesis, in which only `always` carries the reference.
+        floor: per pair, delta when all paths carry the reference and every node is computed all the same: rounding.
+        signed, signed_null, signed_reference: the signed quantity (loss) under each hypothesis, the null, the model.
+        clusters: what intervals resample.
+        about: pairs, dissimilarity, null, seed, cost: what makes these numbers reproducible.
+    """
+
+    names: list[str]
+    unexplained: Float[np.ndarray, "hypothesis pair"]
+    needed: Float[np.ndarray, "hypothesis pair"]
+    total: PerPair
+    floor: PerPair
+    signed: Float[np.ndarray, "hypothesis pair"]
+    signed_null: PerPair
+    signed_reference: PerPair
+    clusters: list[str]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per hypothesis: AUE, proportion explained, the complement's, difference of means, with intervals.
+
+        `explained` = 1 - AUE / ATE and `needed` = mean delta of the complement / ATE are ratios of means over the same
+        resampled pairs. `loss_recovered` is the older difference of means, in which over- and undershoots cancel: it is
+        not an AUE.
+        """
+        sampler = self._sampler()
+        table = pd.DataFrame({"hypothesis": self.names})
+        table["aue"] = np.nanmean(self.unexplained, axis=1)
+        table["aue_low"], table["aue_high"] = _ends(statistics.bootstrap_mean(self.unexplained, sampler))
+        ate = float(np.nanmean(self.total))
+        for name, values, flip in (("explained", self.unexplained, True), ("needed", self.needed, False)):
+            share = np.nanmean(values, axis=1) / ate if ate > 0 else np.full(len(values), np.nan)
+            low, high = _ends(statistics.bootstrap_ratio_of_means(values, self.total, sampler, 0.0))
+            table[name] = 1 - share if flip else share
+            table[f"{name}_low"], table[f"{name}_high"] = (1 - high, 1 - low) if flip else (low, high)
+        gap = self.signed_null - self.signed_reference
+        lost = self.signed - self.signed_reference
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table["loss_recovered"] = 1 - np.nanmean(lost, axis=1) / np.nanmean(gap)
+        return table
+
+    @property
+    def ate(self) -> tuple[float, float, float]:
+        """Mean total effect with its interval."""
+        low, high = _ends(statistics.bootstrap_mean(self.total[None], self._sampler()))
+        return float(np.nanmean(self.total)), float(low[0]), float(high[0])
+
+    def compare(self) -> pd.DataFrame:
+        """Every two hypotheses: difference of AUE on the same pairs (negative: the first leaves less unexplained)."""
+        sampler = self._sampler()
+        rows = [(a, b) for a in range(len(self.names)) for b in range(a + 1, len(self.names))]
+        first, second = ([row[i] for row in rows] for i in (0, 1))
+        apart = self.unexplained[first] - self.unexplained[second]
+        low, high = _ends(statistics.bootstrap_mean(apart, sampler)) if rows else (np.empty(0), np.empty(0))
+        p = statistics.sign_flip_p(apart, self.clusters, seed=self.about.get("seed", 0)) if rows else np.empty(0)
+        return pd.DataFrame(
+            {
+                "first": [self.names[a] for a in first],
+                "second": [self.names[b] for b in second],
+                "difference": statistics.means(apart),
+                "low": low,
+                "high": high,
+                "p": p,
+                "q": statistics.benjamini_hochberg(p),
+            }
+        )
+
+    def _sampler(self) -> statistics.Resampler:
+        return statistics.resampler(len(self.total), self.clusters, seed=self.about.get("seed", 0))
+
+    def __str__(self) -> str:
+        mean, low, high = self.ate
+        lines = [
+            f"{self.about['dissimilarity']} on {len(self.total)} pairs ({self.about['pairs']}); {self.about['method']}",
+            f"null: {self.about['null']}; ATE {mean:.4g} [{low:.4g}, {high:.4g}]; "
+            f"numerical floor (AUE at all paths) {float(np.nanmean(self.floor)):.1e}",
+        ]
+        for row in self.frame().to_dict("records"):
+            lines.append(
+                f"  {row['hypothesis']}: explained {row['explained']:.1%} [{row['explained_low']:.1%}, "
+                f"{row['explained_high']:.1%}], AUE {row['aue']:.4g} [{row['aue_low']:.4g}, {row['aue_high']:.4g}], "
+                f"needed {row['needed']:.1%}, loss recovered {row['loss_recovered']:.1%}"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything as one JSON file, atomically."""
+        arrays = (
+            "unexplained",
+            "needed",
+            "total",
+            "floor",
+            "signed",
+            "signed_null",
+            "signed_reference",
+        )
+        data: dict[str, Any] = {"names": self.names, "clusters": self.clusters, "about": self.about}
+        data |= {name: _nulls(getattr(self, name)) for name in arrays}
+        path = Path(path)
+        write_json(path, data)
+        return path
+
+
+def _ends(interval: statistics.Interval) -> tuple[np.ndarray, np.ndarray]:
+    return interval.low, interval.high
+
+
+def _nulls(values: np.ndarray) -> Any:
+    """JSON has no NaN."""
+    return (
+        [_nulls(row) for row in values] if values.ndim > 1 else [float(x) if np.isfinite(x) else None for x in values]
+    )
+
+
+def test_paths(
+    model: Model,
+    hypotheses: Mapping[str, PathSet],
+    pairs: Pairs,
+    *,
+    dissimilarity: str | Dissimilarity = "kl",
+    always: PathSet | None = None,
+    mask: Mask | None = None,
+    seed: int = 0,
+    budget_mib: float | None = None,
+    progress: Progress | None = None,
+) -> PathTest:
+    """Score hypotheses, each a set of paths that is claimed to carry the behaviour.
+
+    >>> claim = {"induction": paths("input -> a0.h3.v -> a1.h5.k -> logits")}      # doctest: +SKIP
+    >>> print(test_paths(model, claim, pairs))                                     # doctest: +SKIP
+
+    Args:
+        hypotheses: name -> paths that keep the reference.
+        pairs: (x_r, x_c); all hypotheses and the null see the same ones.
+        dissimilarity: "kl", "abs_loss", "sq_loss", "abs_logit_diff", or your own.
+        always: paths that stay on the reference in every hypothesis, the null included.
+        mask: which reads count.
+        seed: of the bootstrap.
+        budget_mib, progress: see `evaluate`.
+
+    Raises:
+        PathError: a set that does not fit the model or in which no path is left (`nothing()` itself may be tested); no
+            hypotheses; a mask that does not fit.
+        MetricError: a signed dissimilarity.
+    """
+    if not hypotheses:
+        raise PathError("no hypothesis was given", where="test_paths", fix="give {'name': paths('...')}")
+    chosen = resolve(dissimilarity)
+    null = always if always is not None else nothing()
+    for claim in (*hypotheses.values(), null):
+        require_some(claim, model.shape, pairs)
+    claims = list(hypotheses.values())
+    sets = [null, everything()]
+    sets += [claim | null if always is not None else claim for claim in claims]
+    sets += [~claim | null if always is not None else ~claim for claim in claims]
+    found = measure(model, sets, pairs, chosen, mask=mask, anew={1}, budget_mib=budget_mib, progress=progress)
+    n = len(claims)
+    return PathTest(
+        list(hypotheses),
+        found.apart[2 : 2 + n],
+        found.apart[2 + n :],
+        found.apart[0],
+        found.apart[1],
+        found.signed[2 : 2 + n],
+        found.signed[0],
+        found.reference_signed,
+        pairs.clusters,
+        {
+            "dissimilarity": chosen.name,
+            "unit": chosen.unit,
+            "pairs": pairs.provenance,
+            "pairs_hash": pairs.hash,
+            "null": "all paths on the counterfactual" if always is None else f"all but {always} on the counterfactual",
+            "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
+            "always": None if always is None else always.to_json(),
+            "method": found.plan.describe(),
+            "node_evaluations": found.plan.node_evaluations,
+            "model": model.name,
+            "norms": "recomputed on the mixed input",
+            "seed": seed,
+        },
+    )
+
+
+test_paths.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported functions of this name for tests
