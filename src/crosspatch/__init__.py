@@ -40,11 +40,14 @@ _HOME = {
         "patch",
     ),
 }
+_ROOMS = ("paths",)  # packages of this one, reached as `cp.paths`
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = ["__version__", *sorted(_MODULE)]
+__all__ = ["__version__", *sorted((*_MODULE, *_ROOMS))]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"crosspatch.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'crosspatch' has no attribute {name!r}")
     return getattr(import_module(_MODULE[name]), name)
@@ -55,6 +58,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from crosspatch import paths as paths
     from crosspatch.errors import CrosspatchError as CrosspatchError
     from crosspatch.errors import GateError as GateError
     from crosspatch.graph import Address as Address

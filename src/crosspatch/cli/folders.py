@@ -12,7 +12,8 @@ from crosspatch.report.saved import COMMAND
 
 MARKER = COMMAND
 OURS = re.compile(
-    r"(localization|gates|examples|attention|conditional|confirmation|result|methodology)\.json|report\.html"
+    r"(localization|gates|examples|attention|conditional|confirmation|result|methodology|paths)\.json|report\.html"
+    r"|(scores|comparison|attribution|senders|steps)\.csv"
     r"|effects\.parquet|(rows|examples|part-[0-9]+)-[0-9a-f]{12}\.parquet"
 )
 """Names of the files that a run writes; --overwrite removes these and no others."""

@@ -20,7 +20,7 @@ from crosspatch.cli.inputs import (
     Threads,
     load_model,
 )
-from crosspatch.cli.paths_inputs import Asked, attribution_pairs, one_hypothesis, pairs_of
+from crosspatch.cli.paths_inputs import Asked, attribution_pairs, in_words, one_hypothesis, pairs_of
 from crosspatch.cli.paths_options import Apart, Distance, File, Folder, Length, Named, Reference, Side, Text
 from crosspatch.cli.paths_out import attribution_frame, records, save_attribution, say_report, take, write_folder
 from crosspatch.cli.sweeping import Force, Overwrite
@@ -89,9 +89,9 @@ def test(
     if out is not None:
         from crosspatch.report.paths import Page, score_section
 
-        shown_page = Page(
-            f"Do these paths explain {about['pairs'].split(' (')[0]}?", scores=score_section(scored, given.pairs)
-        )
+        words = {name: in_words(claim, loaded, given.pairs) for name, claim in found.named.items()}
+        section = score_section(scored, given.pairs, words)
+        shown_page = Page(f"Do these paths explain {about['pairs'].split(' (')[0]}?", scores=section)
         page = write_folder(out, scored.save, {"scores": scores, "comparison": compared}, given, shown_page)
     result(
         {

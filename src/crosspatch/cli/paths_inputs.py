@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crosspatch.tasks.tokenize import TokenizedTask
 
 LARGEST_TEXT = 2**26
+EXPLAINED = 64
+"""Tokens of a prompt whose paths are still explained."""
 FEWEST = 2
 """Counterfactuals of an attribution: with one there would be no interval."""
 
@@ -254,6 +256,18 @@ def one_hypothesis(found: Hypotheses, name: str | None, path: Path) -> tuple[str
     if chosen not in found.named:
         raise PathError(f"no hypothesis {chosen!r}", where=str(path), fix=f"--name takes {listed}")
     return chosen, found.named[chosen]
+
+
+def in_words(claim: PathSet, model: Model, pairs: Pairs) -> str:
+    """What a hypothesis says; of the first prompt where it names positions, and nothing where that prompt is long."""
+    from crosspatch.paths.automaton import vocabulary
+    from crosspatch.paths.inspect import explain
+
+    words = vocabulary([claim], model.shape)
+    if not (words.positions or words.windows):
+        return explain(claim, model.shape)
+    # Paths from token to token are counted one token at a time.
+    return explain(claim, model.shape, pairs) if len(pairs.reference[0]) <= EXPLAINED else ""
 
 
 def patterns_of(claim: PathSet, name: str) -> list[str]:

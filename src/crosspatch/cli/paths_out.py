@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from crosspatch.report.paths import Page
 
 RESULT, GATES, PAGE = "paths.json", "gates.json", "report.html"
-TABLES = ("scores", "comparison", "attribution", "senders", "steps")
 
 
 def take(out: Path | None, overwrite: bool) -> None:
@@ -41,9 +40,6 @@ def take(out: Path | None, overwrite: bool) -> None:
                 error.what, where=error.where, fix="--overwrite starts again, or give another --out"
             ) from error
         raise
-    if ours:
-        for name in (RESULT, *(f"{table}.csv" for table in TABLES)):
-            (out / name).unlink(missing_ok=True)
 
 
 def write_folder(

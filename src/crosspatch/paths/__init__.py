@@ -3,6 +3,7 @@
 from crosspatch.paths.attribute import Attribution, attribute
 from crosspatch.paths.dissimilarity import DISSIMILARITIES, Dissimilarity
 from crosspatch.paths.evaluate import PathReadout, evaluate, make_plan
+from crosspatch.paths.files import Hypotheses, parse_hypotheses, read_hypotheses
 from crosspatch.paths.inspect import (
     canonical,
     contains,
@@ -26,6 +27,7 @@ from crosspatch.paths.pathset import (
     union,
     via,
 )
+from crosspatch.paths.refine import Refinement, Step, refine, steps, sweep_steps
 from crosspatch.paths.scores import PathTest, test_paths
 from crosspatch.paths.sender import Mediation, SenderEffects, mediation, path_patch, sender_paths
 
@@ -33,12 +35,15 @@ __all__ = [
     "DISSIMILARITIES",
     "Attribution",
     "Dissimilarity",
+    "Hypotheses",
     "Mediation",
     "Pairs",
     "PathReadout",
     "PathSet",
     "PathTest",
+    "Refinement",
     "SenderEffects",
+    "Step",
     "attribute",
     "avoiding",
     "canonical",
@@ -57,10 +62,15 @@ __all__ = [
     "make_plan",
     "mediation",
     "nothing",
+    "parse_hypotheses",
     "path_patch",
     "paths",
+    "read_hypotheses",
+    "refine",
     "require_some",
     "sender_paths",
+    "steps",
+    "sweep_steps",
     "task_pairs",
     "test_paths",
     "text_pairs",

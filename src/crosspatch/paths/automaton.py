@@ -75,6 +75,8 @@ class Automaton:
         self.mlps = frozenset(i for site, i in self.index.items() if site.kind == "mlp_out")
         self.rests: list[_Rest] = []
         self._rest_of: dict[_Rest, int] = {}
+        self.steps: list[tuple[Step, ...]] = [()]
+        self._number_of: dict[tuple[Step, ...], int] = {(): 0}
         self.senders: list[dict[State, frozenset[int]]] = []
         self._senders_of: dict[EdgePaths, int] = {}
 
@@ -108,7 +110,7 @@ class Automaton:
         match state:
             case ("wrote", items):
                 head = node in self.heads
-                return ("route", frozenset(i for i, steps in items if _may_read(steps, head, channel, place)))
+                return ("route", frozenset(i for i, n in items if self._may_read(n, head, channel, place)))
             case ("edges", number, _):
                 return ("edges", number, (node, channel) if node in self.heads else (node,))
             case ("outside",):
@@ -143,7 +145,10 @@ class Automaton:
             for step in rest.hops[-1].steps if rest.hops else ():
                 for site in matching(step, route.text, self.words.shape):
                     named[self.index[site]] = (*named.get(self.index[site], ()), step)
-            rest.named.update(named)
+            rest.named.update({node: self._kept(steps) for node, steps in named.items()})
+            rest.anywhere.update(
+                {node: all(step.reads_at or step.at is None for step in steps) for node, steps in named.items()}
+            )
             if rest.hops:
                 rest.next.append(self._rest(Route(route.text, rest.hops, rest.links[:-1])))
         return self._rest_of[rest]
@@ -158,10 +163,31 @@ class Automaton:
             link = rest.links[-1]
             if (node in self.mlps and link != "direct") or (node in self.heads and link == "any"):
                 found.add((i, None))
-            steps = tuple(step for step in rest.named.get(node, ()) if step.reads_at or _at(step.at, place))
+            steps = rest.named.get(node)
+            if steps and not rest.anywhere[node]:
+                steps = self._kept(tuple(step for step in self.steps[steps] if step.reads_at or _at(step.at, place)))
             if steps:
                 found.add((rest.next[0], steps))
         return frozenset(found)
+
+    def _may_read(self, number: int | None, head: bool, channel: Channel, place: Place) -> bool:
+        return (
+            number is None
+            or not head
+            or any(
+                (step.channels is None or channel in step.channels)
+                and (not step.reads_at or _at(step.at, place))
+                and (step.window is None or step.window in place.windows)
+                for step in self.steps[number]
+            )
+        )
+
+    def _kept(self, steps: tuple[Step, ...]) -> int:
+        """The number of a tuple of steps, which hashes faster than they do; 0: none."""
+        if steps not in self._number_of:
+            self._number_of[steps] = len(self.steps)
+            self.steps.append(steps)
+        return self._number_of[steps]
 
     def _edges(self, paths: EdgePaths) -> int:
         if paths not in self._senders_of:
@@ -181,12 +207,14 @@ class Automaton:
 class _Rest:
     """What is still to come of a route: hops from the input on, and the links after each of them.
 
-    The steps that name each node (`named`) and what remains after the last hop (`next`) follow from the hops.
+    What follows from the hops: the steps that name each node, by number (`named`), whether they do at any position
+    (`anywhere`), and what remains after the last hop (`next`).
     """
 
     hops: tuple[Hop, ...]
     links: tuple[Link, ...]
-    named: dict[int, tuple[Step, ...]] = field(default_factory=dict, compare=False, repr=False)
+    named: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
+    anywhere: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)
     next: list[int] = field(default_factory=list, compare=False, repr=False)
 
 
@@ -209,19 +237,6 @@ def _joined(how: str, parts: list[State]) -> State:
 
 def _at(position: Position | None, place: Place) -> bool:
     return position is None or position in place.positions
-
-
-def _may_read(steps: tuple[Step, ...] | None, head: bool, channel: Channel, place: Place) -> bool:
-    return (
-        steps is None
-        or not head
-        or any(
-            (step.channels is None or channel in step.channels)
-            and (not step.reads_at or _at(step.at, place))
-            and (step.window is None or step.window in place.windows)
-            for step in steps
-        )
-    )
 
 
 def _readers(sender: str, receiver: str, words: Vocabulary, index: dict[str, int]) -> list[State]:

@@ -134,6 +134,7 @@ class _Compiler:
         self.querying = [Place(names, zero) for names in atoms.places]
         self.reading = [[Place(names, offsets) for offsets in atoms.offsets] for names in atoms.places]
         self.anew = False
+        self.classes_of: dict[tuple[State, bool], list[tuple[int, ...]]] = {}  # [node][atom], as far as asked for
         self.stream_of: dict[tuple[int, State, bool], int] = {}
         self.node_of: dict[tuple[int, State, bool], tuple[int, ...]] = {}
         self.number: dict[tuple[int, bytes] | HeadVariant | MlpVariant, int] = {}
@@ -150,11 +151,12 @@ class _Compiler:
         """The class of the stream that a reader in some state finds."""
         key = (level, state, self.anew)
         if key not in self.stream_of:
-            classes = np.empty((level, len(self.writing)), dtype=np.int64)
-            for node in range(level):
-                for atom, place in enumerate(self.writing):
-                    classes[node, atom] = self.node(node, self.automaton.write(state, node, place))[atom]
-            self.stream_of[key] = self._stream_number(level, classes)
+            rows = self.classes_of.setdefault((state, self.anew), [])
+            while len(rows) < level:  # readers further up go on where one below stopped
+                node = len(rows)
+                wrote = (self.automaton.write(state, node, place) for place in self.writing)
+                rows.append(tuple(self.node(node, after)[atom] for atom, after in enumerate(wrote)))
+            self.stream_of[key] = self._stream_number(level, np.array(rows[:level], dtype=np.int64))
         return self.stream_of[key]
 
     def plain(self, stream: int, atom: int) -> int:

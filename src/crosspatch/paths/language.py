@@ -147,7 +147,9 @@ def _steps(text: str, token: str, start: int) -> Iterable[Step]:
         yield _step(text, token, start)
         return
     if not token.endswith("}"):
-        raise refuse(text, start, start + len(token), "a brace is not closed", "write {a9.h6, a9.h9}")
+        what = "something stands behind the brace" if "}" in token else "a brace is not closed"
+        fix = "write it inside, for each node: {a9.h6@END, a9.h9@END}" if "}" in token else "write {a9.h6, a9.h9}"
+        raise refuse(text, start, start + len(token), what, fix)
     at = start + 1
     for part in re.split(r",(?![^\[]*\])", token[1:-1]):
         if not part.strip():

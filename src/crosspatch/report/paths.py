@@ -7,6 +7,7 @@ comes from a prompt, a file or a model is escaped, and the page asks for nothing
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,7 +22,7 @@ from crosspatch.report import paths_figures as figures
 from crosspatch.report.data import Gate
 from crosspatch.report.html import POLICY
 from crosspatch.report.paths_graph import hypothesis_graph
-from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, percent, signed
+from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, percent, signed, tag
 
 if TYPE_CHECKING:
     from crosspatch.paths.attribute import Attribution
@@ -40,7 +41,7 @@ class Drawing:
 
     name: str
     figure: Figure
-    text: str
+    text: Markup
     words: str
 
 
@@ -352,7 +353,13 @@ def refinement_section(grown: Refinement, pairs: Pairs | None = None) -> Refined
 
 
 def _drawn(name: str, claim: PathSet, order: Sequence[str], words: str = "") -> Drawing:
-    return Drawing(name, hypothesis_graph(claim, order), str(claim), words)
+    return Drawing(name, hypothesis_graph(claim, order), _unbroken(str(claim)), words)
+
+
+def _unbroken(text: str) -> Markup:
+    """The text of a claim, in which no line ends inside an arrow."""
+    parts = re.split(r"(->|~>)", text)
+    return Markup("").join(tag("span", part, class_="arrow") if i % 2 else part for i, part in enumerate(parts))
 
 
 def _order(pairs: Pairs | None) -> list[str]:

@@ -101,7 +101,7 @@ def token_strip(tokens: Sequence[ReadToken], unit: str) -> Markup:
         said = (
             f"token {i}: {signed(token.effect)} {unit} {interval(token.low, token.high)}; in the model {token.loss:.3g}"
         )
-        tone = "up" if token.effect > 0 else "down"
+        tone = "up" if token.effect > 0 else "down" if token.effect < 0 else "none"
         shown = tag("small", signed(token.effect)) if token.sure and share >= 25 else Markup("")
         boxes.append(
             tag(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -51,7 +51,7 @@ def hypothesis_graph(claim: PathSet, order: Sequence[str] = ()) -> Figure:
         claim: patterns and edge sets, combined in any way; what is taken away (under a complement) is orange.
         order: positions in the order in which they stand in the prompt, where that is known.
     """
-    edges = list(dict.fromkeys(_edges(claim)))
+    edges = _level_ends(list(_edges(claim)))
     left_out = max(0, len(edges) - MOST_EDGES)
     drawn = _draw(edges[:MOST_EDGES], order)
     caption = (
@@ -66,6 +66,17 @@ def hypothesis_graph(claim: PathSet, order: Sequence[str] = ()) -> Figure:
     names = sorted({n.name for e in edges for n in (e.before, e.after)} - {"input", "logits"})
     alt = f"Graph of {len(edges)} links between the input, the logits and {len(names)} nodes: {', '.join(names[:12])}."
     return Figure((drawn,), caption, alt)
+
+
+def _level_ends(edges: Sequence[Edge]) -> list[Edge]:
+    """The edges, each once, with all `logits` in one row, though long routes end at higher levels."""
+    top = max(edge.after.level for edge in edges)
+    return list(
+        dict.fromkeys(
+            replace(edge, after=replace(edge.after, level=top)) if edge.after.name == "logits" else edge
+            for edge in edges
+        )
+    )
 
 
 def _edges(claim: PathSet, taken_away: bool = False) -> Iterable[Edge]:
@@ -130,7 +141,7 @@ def _levels(route: Route) -> list[list[float]]:
         after = next(j for j in range(i, len(known)) if any(level is not None for level in known[j])) if i else 0
         high = max(level for level in known[after] if level is not None)
         between = low + (high - low) / (after - i + 1)
-        found.append([between if level is None else level for level in row])
+        found.append([round(between, 3) if level is None else level for level in row])
     return found
 
 
@@ -169,11 +180,10 @@ def _columns(route: Route) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things stand: middles of boxes, heights of rows by level (lowest first), the middle of the drawing."""
+    """Where things stand: middles of boxes, heights of rows by level, the middle of the drawing."""
 
     x_of: dict[Node, float]
     y_of: dict[float, float]
-    top: float
     center: float
 
     def ends(self, edge: Edge) -> tuple[float, float, float, float, float]:
@@ -181,13 +191,13 @@ class Layout:
         x0, x1 = self.x_of.get(edge.before), self.x_of.get(edge.after)
         x0 = x0 if x0 is not None else x1 if x1 is not None else self.center
         x1 = x1 if x1 is not None else x0
-        low, high = _row_level(edge.before, self.top), _row_level(edge.after, self.top)
+        low, high = edge.before.level, edge.after.level
         bow = 0.0
         if abs(x0 - x1) < 4:
             between = [
                 _width(node) / 2
                 for node, x in self.x_of.items()
-                if low < _row_level(node, self.top) < high and abs(x - x0) < _width(node) / 2
+                if low < node.level < high and abs(x - x0) < _width(node) / 2
             ]
             bow = 1.6 * max(between, default=0.0)
         return x0, self.y_of[low] - TALL / 2, x1, self.y_of[high] + TALL / 2, bow
@@ -196,12 +206,11 @@ class Layout:
 def _draw(edges: Sequence[Edge], order: Sequence[str]) -> Panel:
     nodes = list(dict.fromkeys(node for edge in edges for node in (edge.before, edge.after)))
     columns = _in_order([node.column for node in nodes if not _is_bar(node)], order)
-    top = max(node.level for node in nodes)
-    rows = sorted({_row_level(node, top) for node in nodes})
+    rows = sorted({node.level for node in nodes})
     cells: dict[tuple[float, str], list[Node]] = defaultdict(list)
     for node in nodes:
         if not _is_bar(node):
-            cells[_row_level(node, top), node.column].append(node)
+            cells[node.level, node.column].append(node)
     widths = {
         column: max(
             [64.0 if column else 40.0, LETTER * len(_column_name(column)) + GAP]
@@ -234,20 +243,17 @@ def _draw(edges: Sequence[Edge], order: Sequence[str]) -> Panel:
             middle = lefts[column] + widths[column] / 2
             parts.append(tag("text", _column_name(column), x=middle, y=height + 10, text_anchor="middle", class_="s"))
     for level in rows:
-        parts.append(
-            tag("text", _row_name(level, nodes, top), x=left - 10, y=y_of[level] + 4, text_anchor="end", class_="s")
-        )
+        name = _row_name([node.name for node in nodes if node.level == level], level)
+        parts.append(tag("text", name, x=left - 10, y=y_of[level] + 4, text_anchor="end", class_="s"))
     center = (left + right) / 2
-    layout = Layout(x_of, y_of, top, center)
+    layout = Layout(x_of, y_of, center)
     for edge in edges:
         parts.append(_line(edge, layout))
     for node in nodes:
-        parts.append(
-            _box(node, x_of.get(node, center), y_of[_row_level(node, top)], _bar_width(node, left, right), edges)
-        )
-    for edge in edges:
-        if edge.label:
-            parts.append(_edge_label(edge, layout))
+        width = right - left if _is_bar(node) else _width(node)
+        parts.append(_box(node, x_of.get(node, center), y_of[node.level], width, edges))
+    for node in nodes:
+        parts += _labels([edge for edge in edges if edge.after == node and edge.label], layout)
     return Panel(Markup("").join(parts), right + 8, height + (18 if headed else 0))
 
 
@@ -256,19 +262,9 @@ def _is_bar(node: Node) -> bool:
     return node.name in ("input", "logits") and not node.column
 
 
-def _bar_width(node: Node, left: float, right: float) -> float:
-    return right - left if _is_bar(node) else _width(node)
-
-
-def _row_level(node: Node, top: float) -> float:
-    """All `logits` stand in one row, though routes of different lengths end at different levels."""
-    return top if node.name == "logits" else round(node.level, 3)
-
-
-def _row_name(level: float, nodes: Sequence[Node], top: float) -> str:
-    here = [node for node in nodes if _row_level(node, top) == level]
-    fixed = {_FIXED.match(node.name) for node in here}
-    if level == top or level == -1.0 or None in fixed:
+def _row_name(names: Sequence[str], level: float) -> str:
+    """The layer, in a row where all nodes are of one."""
+    if not all(_FIXED.match(name) for name in names):
         return ""
     return f"layer {int(level // 2)}{', MLP' if level % 2 else ''}"
 
@@ -313,10 +309,17 @@ def _line(edge: Edge, layout: Layout) -> Markup:
     )
 
 
-def _edge_label(edge: Edge, layout: Layout) -> Markup:
-    x0, _, x1, y1, bow = layout.ends(edge)
-    lean = max(-14.0, min(14.0, (x0 - x1 + bow) * 0.12))
-    return tag("text", edge.label, x=x1 + lean + 4, y=y1 + 12, class_="s h m")
+def _labels(edges: Sequence[Edge], layout: Layout) -> list[Markup]:
+    """What stands below a head: the inputs that its lines enter by, each once, in the order of the lines."""
+    where: dict[str, float] = {}
+    for edge in edges:
+        x0, _, x1, _, bow = layout.ends(edge)
+        where.setdefault(edge.label, x0 - x1 + bow)
+    if not where:
+        return []
+    _, _, x1, y1, _ = layout.ends(edges[0])
+    words = "  ".join(sorted(where, key=lambda label: where[label]))
+    return [tag("text", words, x=x1 + 4, y=y1 + 12, class_="s h m")]
 
 
 def _box(node: Node, x: float, y: float, width: float, edges: Sequence[Edge]) -> Markup:

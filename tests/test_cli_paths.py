@@ -1,0 +1,311 @@
+"""`crosspatch paths`: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from crosspatch.cli import console, main
+
+CLAIMS = """
+[last heads]
+** -> {a3.h0, a3.h1} -> logits
+
+[no heads]
+** -> m0 -> logits
+"""
+ONE = "[mover]\n** -> a3.h0 -> logits\n"
+
+
+@pytest.fixture(autouse=True)
+def fresh_mode(monkeypatch) -> None:
+    """What one test asked for (--json, --debug) does not reach the next."""
+    for name in ("json", "quiet", "debug"):
+        monkeypatch.setattr(console.mode, name, False)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `crosspatch paths` in this process; gives (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["crosspatch", "paths", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def claims(tmp_path) -> Path:
+    path = tmp_path / "claims.txt"
+    path.write_text(CLAIMS)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """Twelve lines of fifteen words, the first with markup in it, and a short one."""
+    words = ["When", "Mary", "and", "John", "went", "to", "the", "store", "John", "gave", "a", "drink", "to", "Mary"]
+    lines = [" ".join(words[i:] + words[:i]) for i in range(12)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(["<b onmouseover=alert(1)> " + lines[0], *lines[1:], "short"]))
+    return path
+
+
+@pytest.mark.parametrize("command", [[], ["test"], ["attribute"], ["sweep"], ["refine"]], ids=" ".join)
+def test_every_help_shows_an_example(run, command) -> None:
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Example: crosspatch paths" in out
+
+
+# -------------------------------------------------------------------------------------------------------------- test
+
+
+def test_hypotheses_are_scored_compared_saved_and_reported(run, claims, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("test", claims, "--n", 12, "--out", out, "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    last, none = found["hypotheses"]
+    assert last["hypothesis"] == "last heads"
+    assert last["explained"] > 0.9 > 0.2 > none["explained"]
+    assert last["explained_low"] <= last["explained"] <= last["explained_high"]
+    assert found["ate"]["low"] < found["ate"]["mean"] < found["ate"]["high"]
+    assert 0 <= found["floor"] < 1e-6
+    assert found["comparison"][0]["difference"] < 0
+    assert found["about"]["null"] == "all paths on the counterfactual"
+    saved = json.loads((out / "paths.json").read_text())
+    assert saved["names"] == ["last heads", "no heads"]
+    assert len(saved["unexplained"][0]) == 12
+    assert pd.read_csv(out / "scores.csv")["aue"].tolist() == pytest.approx([last["aue"], none["aue"]])
+    assert len(pd.read_csv(out / "comparison.csv")) == 1
+    assert json.loads((out / "gates.json").read_text())["ok"] is True
+    page = (out / "report.html").read_text()
+    assert found["report"] == str(out / "report.html")
+    assert "Every path goes through" in page or "Some go through" in page
+    assert "crosspatch paths test" in page
+
+
+def test_the_plan_comes_first_and_the_numbers_after(run, claims) -> None:
+    code, out, err = run("test", claims, "--n", 8)
+    assert code == 0
+    assert "Plan: " in err
+    assert "forward passes' worth of nodes" in err
+    for words in ("Null: all paths on the counterfactual. ATE", "Numerical floor", "last heads", "explained", "needed"):
+        assert words in out
+
+
+def test_always_is_part_of_the_null(run, tmp_path) -> None:
+    path = tmp_path / "always.txt"
+    path.write_text(f"[always]\n** -> a3.h1 -> logits\n{ONE}")
+    code, out, _ = run("test", path, "--n", 8, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "a3.h1" in found["about"]["null"]
+    assert [h["hypothesis"] for h in found["hypotheses"]] == ["mover"]
+
+
+def test_the_other_reference_and_dissimilarity_give_other_numbers(run, claims) -> None:
+    first = json.loads(run("test", claims, "--n", 8, "--json")[1])
+    code, out, _ = run(
+        "test", claims, "--n", 8, "--reference", "corrupt", "--dissimilarity", "abs_logit_diff", "--json"
+    )
+    assert code == 0
+    other = json.loads(out)
+    assert other["about"]["unit"] == "logits"
+    assert "reference corrupt" in other["about"]["pairs"]
+    assert other["ate"]["mean"] != first["ate"]["mean"]
+
+
+def test_text_needs_no_task_and_no_gates(run, claims, text, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("test", claims, "--text", text, "--length", 12, "--n", 6, "--out", out, "--json")
+    assert code == 0, err
+    assert "of 12 rows" in json.loads(said)["about"]["pairs"]
+    assert not (out / "gates.json").exists()
+    assert "12 rows of 12 tokens" in (out / "report.html").read_text()
+
+
+def test_rows_of_token_ids(run, claims, tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps([(7 * i + j) % 90 + 5 for j in range(10)]) for i in range(5)))
+    code, said, err = run("test", claims, "--text", path, "--length", 9, "--n", 4, "--json")
+    assert code == 0, err
+    assert "4 independent pairs of 5 rows" in json.loads(said)["about"]["pairs"]
+
+
+# --------------------------------------------------------------------------------------------------------- attribute
+
+
+def test_attribution_of_a_task_reads_every_token(run, claims, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("attribute", claims, "--name", "no heads", "--n", 24, "--out", out, "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert [r["position"] for r in found["reads"]] == list(range(len(found["tokens"])))
+    assert [r["predicts"] for r in found["reads"][:-1]] == found["tokens"][1:]
+    # The heads that the claim leaves out carry the answer: without them its loss rises.
+    assert found["reads"][-1]["effect"] > 1
+    assert found["reads"][-1]["low"] > 0
+    saved = json.loads((out / "paths.json").read_text())
+    assert len(saved["draws"][0]) == len(found["reads"])
+    assert (pd.read_csv(out / "attribution.csv")["position"] == saved["positions"]).all()
+    assert 'class="ptok up"' in (out / "report.html").read_text()
+
+
+def test_a_logit_difference_is_read_at_the_answer_only(run, claims) -> None:
+    code, said, _ = run(
+        "attribute", claims, "--name", "last heads", "--n", 24, "--dissimilarity", "abs_logit_diff", "--json"
+    )
+    assert code == 0
+    found = json.loads(said)
+    assert [r["position"] for r in found["reads"]] == [len(found["tokens"]) - 1]
+
+
+def test_attribution_of_a_text_escapes_it(run, claims, text, tmp_path) -> None:
+    out = tmp_path / "out"
+    options = ["--name", "no heads", "--text", text, "--length", 12, "--n", 6]
+    code, said, err = run("attribute", claims, *options, "--out", out)
+    assert code == 0, err
+    assert "row 0 against 6 others" in said
+    page = (out / "report.html").read_text()
+    assert "<b onmouseover" not in page
+
+
+# -------------------------------------------------------------------------------------------------- sweep and refine
+
+
+def test_a_sweep_finds_what_feeds_the_logits(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("sweep", "--n", 12, "--out", out, "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert len(found["senders"]) == 16
+    assert max(found["senders"], key=lambda r: r["effect"])["sender"] == "a3.h0"
+    assert found["about"]["mlps"] == "direct"
+    assert len(pd.read_csv(out / "senders.csv")) == 16
+    assert "senders at any position" in (out / "report.html").read_text()
+
+
+def test_the_choices_of_a_sweep_are_printed(run) -> None:
+    options = ["--receivers", "a2.h0.q", "--receivers", "a3.h0.v", "--mlps", "frozen", "--semantics", "union"]
+    code, out, _ = run("sweep", "--senders", "a0.h*", *options, "--n", 6, "--top", 2)
+    assert code == 0
+    assert "4 senders into a2.h0.q, a3.h0.v. MLPs on the way: frozen. Receivers: union." in out
+    assert len(out.split("---\n")[-1].strip().splitlines()) == 2
+
+
+def test_refine_starts_from_nothing(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    options = ["--n", 16, "--max-steps", 1, "--random", 3, "--nodes", "a3.h*"]
+    code, said, err = run("refine", *options, "--out", out, "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert found["patterns"] == ["** -> a3.h0 -> logits"]
+    assert found["steps"][-1]["explained_held_out"] > 0.5
+    assert len(found["random"]) == 3
+    assert json.loads((out / "paths.json").read_text())["patterns"] == found["patterns"]
+    assert "The search, step by step" in (out / "report.html").read_text()
+
+
+def test_refine_starts_from_a_claim(run, claims) -> None:
+    options = ["--name", "no heads", "--n", 16, "--max-steps", 1, "--random", 1, "--nodes", "a3.h*"]
+    code, said, err = run("refine", claims, *options)
+    assert code == 0, err
+    assert "start  (no path)" not in said
+    assert "Plan: at most 1 steps" in err
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+BAD = [
+    (["test", "CLAIMS"], "[a]\n** -> a3.h99 -> logits\n", "a3.h99", 2),
+    (["test", "CLAIMS"], "[a]\n** -> a3.h0 logits\n", "two nodes without an arrow", 2),
+    (["test", "CLAIMS"], "[a]\n** -> a3.h0 -> a1.h0 -> logits\n", "cannot feed", 2),
+    (["test", "CLAIMS"], "** -> a3.h0 -> logits\n", "a path before any name", 2),
+    (["test", "CLAIMS"], "# nothing\n", "no hypotheses", 2),
+    (["test", "CLAIMS"], "[a]\n** -> a3.h0@nowhere -> logits\n", "nowhere", 2),
+    (["test", "no-such-file.txt"], "", "cannot be read", 2),
+    (["test", "CLAIMS", "--text", "no-such-text.txt"], ONE, "cannot be read", 2),
+    (["test", "CLAIMS", "--text", "CLAIMS", "--length", "9"], ONE, "lines have 10 tokens or more", 2),
+    (["test", "CLAIMS", "--text", "CLAIMS", "--length", "99999"], ONE, "is too long", 2),
+    (["attribute", "CLAIMS"], CLAIMS, "--name: 'last heads', 'no heads'", 2),
+    (["attribute", "CLAIMS", "--name", "x"], ONE, "no hypothesis 'x'", 2),
+    (["attribute", "CLAIMS", "--example", "999"], ONE, "--example takes 0 to", 2),
+    (["attribute", "CLAIMS", "--n", "2"], ONE, "raise --n", 2),
+    (["sweep", "--senders", "a3.h0", "--receivers", "a1.h0.q"], "", "cannot feed", 2),
+    (["sweep", "--senders", "a9.h*"], "", "a9", 2),
+    (["sweep", "--receivers", "a3.h9.q"], "", "a3.h9", 2),
+    (["refine", "CLAIMS"], "[a]\n** -> a3.h0 -> logits\n- ** -> m0 -> ** -> logits\n", "no plain pattern", 2),
+    (["refine", "CLAIMS"], "[a]\ninput -> a3.h0 -> logits\n", "no plain pattern", 2),
+    (["refine", "CLAIMS"], "[a]\n** -> a3.h0 ~> logits\n", "no plain pattern", 2),
+]
+
+
+@pytest.mark.parametrize(("command", "file", "said", "exit_code"), BAD, ids=[b[2] for b in BAD])
+def test_bad_input_is_refused_with_the_place(run, tmp_path, command, file, said, exit_code) -> None:
+    path = tmp_path / "claims.txt"
+    path.write_text(file)
+    code, out, err = run(*(path if word == "CLAIMS" else word for word in command))
+    assert (code, out) == (exit_code, "")
+    assert said in err
+    assert "Fix: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("[1, 2, 999999]", "token id 999999"), ("{}", "neither"), ("[1,", "is not JSON"), ("[true]", "neither")],
+)
+def test_rows_that_are_no_rows_are_refused(run, claims, tmp_path, line, said) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"[1, 2, 3]\n{line}\n")
+    code, _, err = run("test", claims, "--text", path, "--length", 2)
+    assert code == 2
+    assert said in err
+    assert "line 2" in err
+
+
+def test_a_failed_gate_refuses_and_force_marks(run, tmp_path, claims) -> None:
+    """The model prefers the other answer on every one of these pairs."""
+    from crosspatch.cli.inputs import load_tokenizer
+    from crosspatch.tasks import make_task
+
+    pairs = make_task("ioi", n=8, tokenizer=load_tokenizer("embedded")).pairs
+    path = tmp_path / "wrong.jsonl"
+    rows = [{"clean": p.clean, "corrupt": p.corrupt, "answers": list(p.wrong), "wrong": list(p.answers)} for p in pairs]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = run("test", claims, "--task", path)
+    assert (code, out) == (1, "")
+    assert "Refused" in err
+    folder = tmp_path / "forced"
+    code, out, _ = run("test", claims, "--task", path, "--force", "--out", folder, "--json")
+    assert code == 0
+    assert json.loads(out)["forced"] is True
+    assert 'role="alert"' in (folder / "report.html").read_text()
+
+
+def test_a_folder_with_results_is_kept(run, claims, tmp_path) -> None:
+    out = tmp_path / "out"
+    options = ["--n", 6, "--out", out]
+    assert run("test", claims, *options)[0] == 0
+    before = (out / "paths.json").read_text()
+    code, _, err = run("sweep", *options)
+    assert code == 2
+    assert "--overwrite starts again" in err
+    assert "--resume" not in err
+    assert (out / "paths.json").read_text() == before
+    (out / "mine.txt").write_text("mine")
+    assert run("sweep", *options, "--overwrite")[0] == 0
+    assert (out / "senders.csv").exists()
+    assert not (out / "scores.csv").exists()
+    assert (out / "mine.txt").read_text() == "mine"
