@@ -276,7 +276,8 @@ def smollm2() -> None:
     """Repeated random tokens in a real model: sweeps, the textbook claim, its refinement, the verdict."""
     started = time.monotonic()
     model = cp.load("smollm2-135m")
-    task = cp.make_task("induction", n=24, seed=SEED, tokenizer=model.tokenizer)
+    # Another word where the match was: with it goes what a previous-token head could say there.
+    task = cp.make_task("induction", n=24, seed=SEED, corruption="match-new", tokenizer=model.tokenizer)
     pairs = task_pairs(task.tokenize(model.tokenizer))
     search, rest = pairs.split(0.5, SEED)
     into_logits = path_patch(model, search, "a*.h*", "logits", mlps="frozen", seed=SEED)

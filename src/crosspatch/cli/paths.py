@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crosspatch.cli import paths_search
-from crosspatch.cli.console import Debug, Json, Quiet, bars, note, result, say, table
+from crosspatch.cli.console import Debug, Json, Quiet, bars, result, say, table
 from crosspatch.cli.inputs import (
     Budget,
     Corruption,
@@ -22,7 +22,15 @@ from crosspatch.cli.inputs import (
 )
 from crosspatch.cli.paths_inputs import Asked, attribution_pairs, in_words, one_hypothesis, pairs_of
 from crosspatch.cli.paths_options import Apart, Distance, File, Folder, Length, Named, Reference, Side, Text
-from crosspatch.cli.paths_out import attribution_frame, records, save_attribution, say_report, take, write_folder
+from crosspatch.cli.paths_out import (
+    attribution_frame,
+    planned,
+    records,
+    save_attribution,
+    say_report,
+    take,
+    write_folder,
+)
 from crosspatch.cli.sweeping import Force, Overwrite
 from crosspatch.report.svg import interval, percent, signed
 
@@ -66,11 +74,8 @@ def test(
     take(out, overwrite)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
-    from crosspatch.paths.evaluate import make_plan
     from crosspatch.paths.scores import test_paths
 
-    both = [*found.named.values(), *(~claim for claim in found.named.values())]
-    note(f"Plan: {make_plan(loaded, both, given.pairs)[0].describe()}, {len(given.pairs)} pairs")
     with bars() as shown:
         scored = test_paths(
             loaded,
@@ -81,6 +86,7 @@ def test(
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("paths"),
+            on_plan=planned(given.pairs),
         )
     scores, compared = scored.frame(), scored.compare()
     mean, low, high = scored.ate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crosspatch.cli.console import finite, say
+from crosspatch.cli.console import finite, note, say
 from crosspatch.cli.folders import MARKER, open_folder
 from crosspatch.errors import ResultError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from crosspatch.cli.paths_inputs import Given
     from crosspatch.paths.attribute import Attribution
+    from crosspatch.paths.compile import Plan
+    from crosspatch.paths.pairs import Pairs
     from crosspatch.paths.refine import Refinement
     from crosspatch.paths.sender import SenderEffects
     from crosspatch.report.paths import Page
@@ -40,6 +42,11 @@ def take(out: Path | None, overwrite: bool) -> None:
                 error.what, where=error.where, fix="--overwrite starts again, or give another --out"
             ) from error
         raise
+
+
+def planned(pairs: Pairs) -> Callable[[Plan], None]:
+    """Prints how a run will be computed and what that costs, before it is."""
+    return lambda plan: note(f"Plan: {plan.describe()}, {len(pairs)} pairs")
 
 
 def write_folder(

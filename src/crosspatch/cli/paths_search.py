@@ -34,7 +34,7 @@ from crosspatch.cli.paths_options import (
     Side,
     Text,
 )
-from crosspatch.cli.paths_out import records, save_refinement, save_sweep, say_report, take, write_folder
+from crosspatch.cli.paths_out import planned, records, save_refinement, save_sweep, say_report, take, write_folder
 from crosspatch.cli.sweeping import Force, Overwrite
 from crosspatch.report.svg import interval, percent, signed
 
@@ -99,6 +99,7 @@ def sweep(
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("senders"),
+            on_plan=planned(given.pairs),
         )
     frame, about, page = swept.frame(), swept.about, None
     into = ", ".join(about["receivers"])

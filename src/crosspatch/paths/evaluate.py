@@ -57,6 +57,7 @@ def evaluate(
     anew: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Evaluate path sets on pairs.
 
@@ -66,6 +67,7 @@ def evaluate(
         anew: see `compile_paths`.
         budget_mib: memory for one chunk.
         progress: called with (pairs done, pairs in all).
+        on_plan: receives what will be computed, before it is.
 
     Returns:
         what was computed.
@@ -76,6 +78,8 @@ def evaluate(
     """
     model.require_eval()
     plan, kinds = make_plan(model, sets, pairs, anew)
+    if on_plan is not None:
+        on_plan(plan)
     readers, keys = Readers(plan, model), needed_keys(plan)
     done = 0
     for chunk in _chunks(readers, pairs, budget_mib or BUDGET_MIB):

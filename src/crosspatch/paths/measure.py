@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,7 @@ def measure(
     anew: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Measured:
     """Evaluate path sets and compare each with the reference run, read by read.
 
@@ -89,7 +90,7 @@ def measure(
                 apart[readout.number][pair] = far[some][counts[pair]].mean()
                 signed[readout.number][pair] = value[some][counts[pair]].mean()
 
-    plan = evaluate(model, sets, pairs, on_read, anew=anew, budget_mib=budget_mib, progress=progress)
+    plan = evaluate(model, sets, pairs, on_read, anew=anew, budget_mib=budget_mib, progress=progress, on_plan=on_plan)
     numbers = range(len(sets))
     return Measured(
         np.array([apart[i] for i in numbers]).reshape(len(sets), n),

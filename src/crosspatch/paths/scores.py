@@ -8,7 +8,7 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from crosspatch.errors import PathError
 from crosspatch.model import Model
+from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.inspect import require_some
@@ -164,6 +165,7 @@ def test_paths(
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> PathTest:
     """Score hypotheses, each a set of paths that is claimed to carry the behaviour.
 
@@ -177,7 +179,7 @@ def test_paths(
         always: paths that stay on the reference in every hypothesis, the null included.
         mask: which reads count.
         seed: of the bootstrap.
-        budget_mib, progress: see `evaluate`.
+        budget_mib, progress, on_plan: see `evaluate`.
 
     Raises:
         PathError: a set that does not fit the model or in which no path is left (`nothing()` itself may be tested); no
@@ -194,7 +196,9 @@ def test_paths(
     sets = [null, everything()]
     sets += [claim | null if always is not None else claim for claim in claims]
     sets += [~claim | null if always is not None else ~claim for claim in claims]
-    found = measure(model, sets, pairs, chosen, mask=mask, anew={1}, budget_mib=budget_mib, progress=progress)
+    found = measure(
+        model, sets, pairs, chosen, mask=mask, anew={1}, budget_mib=budget_mib, progress=progress, on_plan=on_plan
+    )
     n = len(claims)
     return PathTest(
         list(hypotheses),

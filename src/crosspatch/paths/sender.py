@@ -14,7 +14,7 @@ in the three-pass procedure) or "frozen" (the sender must write straight into wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from crosspatch.errors import PathError
 from crosspatch.graph import ModelShape, comes_before, select
 from crosspatch.model import Model
 from crosspatch.paths.automaton import Automaton, Place, vocabulary
-from crosspatch.paths.compile import REFERENCE
+from crosspatch.paths.compile import REFERENCE, Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.language import matching, parse_step
@@ -165,6 +165,7 @@ def path_patch(
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> SenderEffects:
     """Every sender against one set of receivers: the counterfactual flows along sender -> receivers, nowhere else.
 
@@ -176,6 +177,7 @@ def path_patch(
         receivers: `a9.h6.q`, `a9.h6.k@S1`, `m10`, `logits`; several are patched together.
         mlps, semantics: see the module; both are printed with the result.
         dissimilarity: whose signed quantity is measured.
+        budget_mib, progress, on_plan: see `evaluate`.
 
     Raises:
         PathError: a sender after its receiver, an unknown part, no path left.
@@ -191,7 +193,15 @@ def path_patch(
     names, patterned = _senders(model, senders)
     possible = {name: _possible(model, name, into, mlps, semantics, patterned) for name in names}
     patched = {name: one for name, one in possible.items() if one is not None}
-    found = measure(model, [~one for one in patched.values()], pairs, chosen, budget_mib=budget_mib, progress=progress)
+    found = measure(
+        model,
+        [~one for one in patched.values()],
+        pairs,
+        chosen,
+        budget_mib=budget_mib,
+        progress=progress,
+        on_plan=on_plan,
+    )
     # A set of which the positions leave no path costs nothing: all its classes are the reference run's.
     kept = [i for i, classes in enumerate(found.plan.final) if set(classes) != {REFERENCE}]
     if not kept or (len(kept) < len(names) and not patterned):
