@@ -28,7 +28,7 @@ from benchmarks.sweeps import TOLERANCE, Line, log, write_json
 from crosspatch.graph import edges
 from crosspatch.paths import Pairs, evaluate, from_edges, path_patch, paths
 
-N_PAIRS, RECEIVER = 16, (9, 9)
+N_PAIRS, WINDOW_PAIRS, RECEIVER = 16, 4, (9, 9)
 HOOKS, EDGE_SHARE, SOURCES = "plain hooks", 0.3, [(8, 0), (8, 5), (9, 3)]
 CASES = ("logits", "logits_frozen", "query", "query_frozen", "edges", "windows")
 Side = Callable[[], Tensor]
@@ -214,7 +214,9 @@ def edge_sets(problem: Problem) -> tuple[Side, Side]:
 def windows() -> tuple[Side, Side]:
     """Layer-0 heads restricted to a window: the closed form, and one run of layer 0 for every position."""
     torch.manual_seed(0)
-    problem = gpt2_small(1, 300, 0, n_layer=2, n_head=8, n_embd=256, vocab_size=1000, bos_token_id=0, eos_token_id=0)
+    problem = gpt2_small(
+        WINDOW_PAIRS, 300, 0, n_layer=2, n_head=8, n_embd=256, vocab_size=1000, bos_token_id=0, eos_token_id=0
+    )
     model = cp.load(problem.hf, problem.tokenizer, name="two layers")
     pairs = pairs_of(problem, problem.clean, problem.corrupt)
     claim = ~paths("** -> a1.h5.[q,k,v] -> logits") | paths("input -> a0.*[-2..0] -> a1.h5.[q,k,v] -> logits")
@@ -226,15 +228,15 @@ def windows() -> tuple[Side, Side]:
 
     @torch.inference_mode()
     def literal() -> Tensor:
-        return literal_windows(problem)
+        return torch.cat([literal_windows(problem, pair) for pair in range(WINDOW_PAIRS)])
 
     return ours, literal
 
 
-def literal_windows(problem: Problem) -> Tensor:
+def literal_windows(problem: Problem, pair: int) -> Tensor:
     """Final states when the input of head 1.5 at position i comes from layer-0 heads that see the reference at i-2..i
     only: layer 0 is run anew for every position, for each of q, k and v, on a prompt mixed for it."""
-    model, clean, corrupt = problem.hf.transformer, problem.clean, problem.corrupt
+    model, clean, corrupt = problem.hf.transformer, problem.clean[pair : pair + 1], problem.corrupt[pair : pair + 1]
     length, d_head = clean.shape[1], model.h[0].attn.head_dim
     where = torch.arange(length)[None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from crosspatch.model import Run
 from crosspatch.model.activation import one_kernel, written_out
 from crosspatch.model.attention import AttentionRule, attend, capturing, causal_mask
-from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, MlpVariant, Stream, reader_level
+from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, MlpVariant, Stream
 from crosspatch.paths.places import offset_masks
 from crosspatch.paths.project import head_write
-from crosspatch.paths.readers import Readers
+from crosspatch.paths.readers import Projected, Readers
 
 Value = Float[Tensor, "pair position d_model"]
 
@@ -41,12 +42,12 @@ class Forward:
         self.first = _first_difference(reference.tokens, counter.tokens)
         self.read = reference.read[0]
         self.masks = [(kinds == kind)[..., None].to(self.model.device) for kind in range(len(plan.atoms.places))]
-        self.last = self.shape.n_layers - 1
         # Above the last attention only read positions matter. Reads before the first difference are the plain runs'.
         self.tail = [p - self.first for p in self.read if p >= self.first]
         self.z: dict[int, Float[Tensor, "pair position d_head"]] = {}
         self.mlp: dict[int, Value] = {}
         self.streams: dict[int, Value] = {}
+        self.offsets: dict[tuple[int, ...], list[Tensor]] = {}
         self.blocks: dict[tuple[int, int, bytes, bool], Value] = {}
         self.by_layer: dict[int, list[tuple[int, HeadVariant | MlpVariant]]] = defaultdict(list)
         for number, variant in enumerate(plan.variants):
@@ -65,7 +66,7 @@ class Forward:
             ):
                 for layer in range(self.shape.n_layers):
                     self._layer(layer)
-                self._open(len(self.plan.words.nodes), tail=True)
+                self._open(len(self.plan.words.nodes))
         for classes in self.plan.final:
             yield self._final(classes)
 
@@ -93,9 +94,7 @@ class Forward:
     def _layer(self, layer: int) -> None:
         if not self.by_layer[layer]:
             return
-        level = reader_level(
-            self.plan.words.nodes[1 + layer * (self.shape.n_heads + int(self.shape.has_mlp))], self.plan.words
-        )
+        level = 1 + layer * self.per_layer
         heads = [(n, v) for n, v in self.by_layer[layer] if isinstance(v, HeadVariant)]
         mlps = [(n, v) for n, v in self.by_layer[layer] if isinstance(v, MlpVariant)]
         if heads or self.shape.parallel:
@@ -105,20 +104,27 @@ class Forward:
         if mlps:
             self._mlps(layer, mlps, level if self.shape.parallel else level + self.shape.n_heads)
 
-    def _open(self, level: int, tail: bool = False) -> None:
+    def positions(self, tail: bool) -> tuple[int, ...]:
+        """Token positions of what is computed: all from the first difference on, or only those that are read."""
+        return tuple(self.first + t for t in self.tail) if tail else tuple(range(self.first, self.length))
+
+    def _open(self, level: int) -> None:
         """Sum the streams that readers of one level find; those of lower levels are forgotten."""
         for number in [n for n in self.streams if n not in self.readers.kept and self.plan.streams[n].level < level]:
             del self.streams[number]
         todo = [number for number in self.at_level[level] if number not in self.streams]
         if len(self.masks) == 1:
-            rows = [n for n in todo if self.readers.parents[n] < 0 and self._row_by_row(self.plan.streams[n])]
-            for base in (COUNTER, REFERENCE):
-                some = [n for n in rows if _base_of(self.plan.streams[n]) == base]
+            rows = [n for n in todo if self._row_by_row(self.plan.streams[n])]
+            for base, tail in product((COUNTER, REFERENCE), (False, True)):
+                some = [n for n in rows if _base_of(self.plan.streams[n]) == base and self._tail(n) == tail]
                 if len(some) > 1:
                     self.streams |= dict(zip(some, self._sum_rows(some, level, base, tail), strict=True))
         for number in todo:
             if number not in self.streams:
-                self.streams[number] = self._stream(number, tail)
+                self.streams[number] = self._stream(number, self._tail(number))
+
+    def _tail(self, number: int) -> bool:
+        return number not in self.readers.wide
 
     def _row_by_row(self, stream: Stream) -> bool:
         layers = (stream.level - 1 + self.per_layer - self.shape.n_heads) // self.per_layer
@@ -161,7 +167,7 @@ class Forward:
     def _plain_stream(self, run: int, level: int, tail: bool) -> Value:
         layer, inside = divmod(level - 1, self.per_layer)
         if layer == self.shape.n_layers:
-            return self._plain(run, self.last, "resid_post", tail)
+            return self._plain(run, self.shape.n_layers - 1, "resid_post", tail)
         return self._plain(run, layer, "resid_mid" if inside else "resid_pre", tail)
 
     def _stream(self, number: int, tail: bool) -> Value:
@@ -194,7 +200,7 @@ class Forward:
     def _parent(self, number: int, tail: bool) -> tuple[Value | None, int]:
         """A stream that has been summed already and agrees with this one on all nodes below it."""
         parent = self.readers.parents[number]
-        if parent not in self.streams:
+        if parent not in self.streams or (self._tail(parent) and not tail):
             return None, 0
         found = self.streams[parent]
         cut = found[:, self.tail] if tail and found.shape[1] != len(self.tail) else found
@@ -272,37 +278,33 @@ class Forward:
         """All copies of the heads of one layer."""
         qkv = self.readers.project(self, layer, [variant for _, variant in heads])
         rule = self.model.rules[layer]
-        positions = tuple(range(self.first, self.length))
-        if layer == self.last:
-            positions = tuple(positions[t] for t in self.tail)
-        windowed = [item for item in heads if self._windowed(item[1])]
-        whole = [item for item in heads if not self._windowed(item[1])]
-        for lo in range(0, len(whole), 64):
-            some = whole[lo : lo + 64]
-            q, k, v = (torch.cat([getattr(self, f"_{name}")(layer, x, qkv, 0) for _, x in some]) for name in "qkv")
-            z = attend(q[:, :, None], k[:, :, None], v[:, :, None], positions, rule)[:, :, 0]
-            self.z |= dict(zip([number for number, _ in some], z.split(self.pairs), strict=True))
-        for number, variant in windowed:
-            self.z[number] = self._attend_windows(layer, variant, qkv, positions, rule)
+        for tail in (False, True):
+            chosen = [item for item in heads if (item[0] not in self.readers.wide_copies) == tail]
+            positions = self.positions(tail)
+            whole = [item for item in chosen if not self._windowed(item[1])]
+            for lo in range(0, len(whole), 64):
+                some = whole[lo : lo + 64]
+                q = torch.cat([self._q(layer, x, qkv, tail) for _, x in some])
+                k, v = (torch.cat([self._keys(kind, layer, x, 0, qkv) for _, x in some]) for kind in "kv")
+                z = attend(q[:, :, None], k[:, :, None], v[:, :, None], positions, rule)[:, :, 0]
+                self.z |= dict(zip([number for number, _ in some], z.split(self.pairs), strict=True))
+            for number, variant in chosen:
+                if self._windowed(variant):
+                    self.z[number] = self._attend_windows(layer, variant, qkv, tail, rule)
 
     def _windowed(self, variant: HeadVariant) -> bool:
         return any(len(set(row)) > 1 for rows in (variant.k, variant.v) for row in rows)
 
-    def _q(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair query d_head"]:
+    def _q(self, layer: int, variant: HeadVariant, qkv: Projected, tail: bool) -> Float[Tensor, "pair query d_head"]:
         head = self.plan.words.nodes[variant.node].index or 0
         q = self._plain(variant.q, layer, "q")[:, :, head] if variant.q < 0 else qkv[("q", head, variant.q)]
-        return q[:, self.tail] if layer == self.last else q
-
-    def _k(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair key d_head"]:
-        return self._keys("k", layer, variant, [row[offset] for row in variant.k], qkv)
-
-    def _v(self, layer: int, variant: HeadVariant, qkv: Projected, offset: int) -> Float[Tensor, "pair key d_head"]:
-        return self._keys("v", layer, variant, [row[offset] for row in variant.v], qkv)
+        return q[:, self.tail] if tail and q.shape[1] != len(self.tail) else q
 
     def _keys(
-        self, kind: str, layer: int, variant: HeadVariant, streams: list[int], qkv: Projected
+        self, kind: str, layer: int, variant: HeadVariant, offset: int, qkv: Projected
     ) -> Float[Tensor, "pair key d_head"]:
-        """Keys or values at all positions; before the first difference the plain runs agree."""
+        """Keys or values at all positions for one kind of offset; before the first difference the plain runs agree."""
+        streams = [row[offset] for row in (variant.k if kind == "k" else variant.v)]
         group = self.shape.group_of(self.plan.words.nodes[variant.node].index or 0)
         found = {
             one: self._plain(one, layer, kind)[:, :, group] if one < 0 else qkv[(kind, group, one)]
@@ -316,16 +318,16 @@ class Forward:
         return torch.cat([before, mixed], 1)
 
     def _attend_windows(
-        self, layer: int, variant: HeadVariant, qkv: Projected, positions: tuple[int, ...], rule: AttentionRule
+        self, layer: int, variant: HeadVariant, qkv: Projected, tail: bool, rule: AttentionRule
     ) -> Float[Tensor, "pair query d_head"]:
         """Attention whose keys and values depend on how far back they are: one product per kind of offset."""
-        q = self._q(layer, variant, qkv, 0)
-        masks = [mask.to(q.device) for mask in offset_masks(self.plan.atoms, self.plan.words, positions, self.length)]
+        q, positions = self._q(layer, variant, qkv, tail), self.positions(tail)
+        masks = self._offset_masks(positions, q.device)
         keys = {tuple(row[o] for row in variant.k): o for o in range(len(masks))}
         scores = q.new_zeros(self.pairs, len(positions), self.length)
         for streams, o in keys.items():
             where = [mask for p, mask in enumerate(masks) if tuple(row[p] for row in variant.k) == streams]
-            k = self._k(layer, variant, qkv, o)
+            k = self._keys("k", layer, variant, o, qkv)
             scores = torch.where(torch.stack(where).any(0), q @ k.transpose(-1, -2) * rule.scaling, scores)
         if rule.softcap is not None:
             scores = torch.tanh(scores / rule.softcap) * rule.softcap
@@ -337,15 +339,26 @@ class Forward:
         out = torch.zeros_like(q)
         for streams, o in values.items():
             where = [mask for p, mask in enumerate(masks) if tuple(row[p] for row in variant.v) == streams]
-            out = out + (pattern * torch.stack(where).any(0)) @ self._v(layer, variant, qkv, o)
+            out = out + (pattern * torch.stack(where).any(0)) @ self._keys("v", layer, variant, o, qkv)
         return out
+
+    def _offset_masks(self, positions: tuple[int, ...], device: torch.device) -> list[Tensor]:
+        if positions not in self.offsets:
+            found = offset_masks(self.plan.atoms, self.plan.words, positions, self.length)
+            self.offsets[positions] = [mask.to(device) for mask in found]
+        return self.offsets[positions]
 
     # -- MLPs ---------------------------------------------------------------------------------------------------
 
     def _mlps(self, layer: int, mlps: list[tuple[int, MlpVariant]], level: int) -> None:
-        tail = layer == self.last
         if not self.shape.parallel:
-            self._open(level, tail)
+            self._open(level)
+        for tail in (False, True):
+            chosen = [item for item in mlps if (item[0] not in self.readers.wide_copies) == tail]
+            if chosen:
+                self._mlps_at(layer, chosen, tail)
+
+    def _mlps_at(self, layer: int, mlps: list[tuple[int, MlpVariant]], tail: bool) -> None:
         block = self.model.anatomy.blocks[layer]
         streams = [self.streams[variant.x] for _, variant in mlps]
         if tail:
@@ -356,9 +369,6 @@ class Forward:
         out = block.mlp(h.flatten(0, 1))
         out = block.norm_mlp_out(out[0] if isinstance(out, tuple) else out).view(x.shape)
         self.mlp |= dict(zip([number for number, _ in mlps], out, strict=True))
-
-
-Projected = dict[tuple[str, int, int], Float[Tensor, "pair position d_head"]]
 
 
 def _base_of(stream: Stream) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,18 @@ class Rows:
     projections: dict[str, nn.Module]
     of: dict[Slot, tuple[str, int]]
     d_head: int
+
+
+_FOUND: WeakKeyDictionary[Model, dict[int, Rows | None]] = WeakKeyDictionary()
+
+
+def rows_of(model: Model, layer: int) -> Rows | None:
+    """`find_rows`, remembered; None as well where a layer was hooked or replaced since."""
+    known = _FOUND.setdefault(model, {})
+    if layer not in known:
+        known[layer] = find_rows(model, layer)
+    rows = known[layer]
+    return rows if rows and all(linear_weight(module) is not None for module in rows.projections.values()) else None
 
 
 def find_rows(model: Model, layer: int) -> Rows | None:
