@@ -18,7 +18,7 @@ from crosspatch.errors import PathError
 from crosspatch.model import Model, record
 from crosspatch.model.run import Key
 from crosspatch.paths.automaton import vocabulary
-from crosspatch.paths.compile import Plan, compile_paths
+from crosspatch.paths.compile import HeadVariant, Plan, compile_paths
 from crosspatch.paths.forward import Forward
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet
@@ -133,7 +133,10 @@ def _chunks(readers: Readers, pairs: Pairs, budget_mib: float) -> Iterator[list[
     plan = readers.plan
     shape = plan.words.shape
     for (length, _), members in groups.items():
-        numbers = readers.most_streams * 4 * shape.d_model + len(plan.variants) * shape.d_model
+        heads = sum(isinstance(variant, HeadVariant) for variant in plan.variants)
+        kept = any(readers.head_by_head(layer) for layer in range(shape.n_layers))  # what each copy writes
+        numbers = readers.most_streams * 4 * shape.d_model + heads * (shape.d_model if kept else 2 * shape.d_head)
+        numbers += (len(plan.variants) - heads) * shape.d_model
         plain = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
         size = max(1, int(budget_mib * MIB / (4 * length * (numbers + plain))))
         yield from (members[at : at + size] for at in range(0, len(members), size))
