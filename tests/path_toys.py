@@ -22,6 +22,16 @@ SMALL = {
 }  # fmt: skip
 
 
+@torch.no_grad()
+def enlarge(hf: nn.Module) -> None:
+    """Weights so large that every path matters."""
+    for name, parameter in hf.named_parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(0.4 / parameter.std())
+        elif "bias" in name:
+            parameter.normal_(0, 0.3)
+
+
 @lru_cache
 def small(family: str, n_layers: int = 3) -> cp.Model:
     """Random weights, large enough for every path to matter, in float64."""
@@ -33,12 +43,7 @@ def small(family: str, n_layers: int = 3) -> cp.Model:
         config.layer_types = ["sliding_attention", "full_attention", "sliding_attention"][:n_layers]
     torch.manual_seed(0)
     hf = cls(config).double().eval()
-    with torch.no_grad():
-        for name, parameter in hf.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.4 / parameter.std())
-            elif "bias" in name:
-                parameter.normal_(0, 0.3)
+    enlarge(hf)
     return cp.load(hf, name=family)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from path_toys import enlarge
 from treeify import Treeified, as_regex
 
 import crosspatch as cp
@@ -42,12 +43,7 @@ def tiny(family: str) -> cp.Model:
         config.layer_types = ["sliding_attention", "full_attention"]
     torch.manual_seed(0)
     hf = cls(config).double().eval()
-    with torch.no_grad():
-        for name, parameter in hf.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.4 / parameter.std())
-            elif "bias" in name:
-                parameter.normal_(0, 0.3)
+    enlarge(hf)
     return cp.load(hf, name=family)
 
 

@@ -8,12 +8,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import toys
+from html_elements import Elements
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,18 +132,6 @@ def sample(**changes: object) -> ReportData:
 @pytest.fixture(scope="module")
 def page() -> str:
     return render(sample())
-
-
-class Elements(HTMLParser):
-    """Every start tag with its attributes, the text of every script, and all ids."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
 
 
 def test_hostile_text_stays_text(page: str) -> None:

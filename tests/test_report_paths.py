@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_elements import Elements
 
 from crosspatch.paths.attribute import Attribution
 from crosspatch.paths.pairs import Pairs
@@ -116,18 +116,6 @@ def whole() -> Page:
 @pytest.fixture(scope="module")
 def page() -> str:
     return render(whole())
-
-
-class Elements(HTMLParser):
-    """Every start tag with its attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
 
 
 def test_hostile_text_stays_text(page: str) -> None:

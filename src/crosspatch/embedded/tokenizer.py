@@ -8,6 +8,7 @@ ends every training document.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -23,10 +24,11 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+
 _SAMPLE = 20_000
 
 
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text by a regular expression and writes the parts in byte-level letters."""
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -34,7 +36,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 def build_tokenizer(seed: int | str = 0) -> PreTrainedTokenizerFast:
     """The tokenizer, made from ``words.py`` and a sample of the corpus (deterministic)."""
-    pre = _pre_tokenizer()
+    pre = split_by(_PATTERN)
     pieces: dict[str, None] = {}
     for word in corpus.LISTED_WORDS:
         for text in (f" {word}", word) if word[0].isupper() or word.isdigit() else (f" {word}",):
@@ -44,6 +46,11 @@ def build_tokenizer(seed: int | str = 0) -> PreTrainedTokenizerFast:
     for document in islice(corpus.documents(seed), _SAMPLE):
         for piece, _ in pre.pre_tokenize_str(document.replace(corpus.MARK, "")):
             pieces[piece] = None
+    return whole_pieces(pre, pieces, MAX_LENGTH)
+
+
+def whole_pieces(pre: pre_tokenizers.PreTokenizer, pieces: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole pieces: what `pre` splits off is one token if it is in `pieces`, else single bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([BOS, *alphabet, *pieces]))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
@@ -59,7 +66,7 @@ def build_tokenizer(seed: int | str = 0) -> PreTrainedTokenizerFast:
         eos_token=BOS,
         pad_token=BOS,
         add_bos_token=True,
-        model_max_length=MAX_LENGTH,
+        model_max_length=max_length,
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 
-def written_out(mlps: Sequence[Callable[[Tensor], Any]]) -> list[nn.Module]:
-    """The activations in ``mlps`` that can be replaced. One that is hooked or changed stays as it is."""
+def _written_out(mlps: Sequence[Callable[[Tensor], Any] | None]) -> list[nn.Module]:
+    """The activations that can be replaced. One that is hooked or changed stays as it is."""
     modules = [mlp for mlp in mlps if isinstance(mlp, nn.Module)]
     found = {id(part): part for module in modules for part in module.modules() if type(part) is NewGELUActivation}
     return [part for part in found.values() if "forward" not in vars(part)]
 
 
 @contextmanager
-def one_kernel(activations: Sequence[nn.Module]) -> Iterator[None]:
-    """While active, ``activations`` are computed by one kernel each."""
-    changed = [part for part in activations if "forward" not in vars(part)]
+def one_kernel(mlps: Sequence[Callable[[Tensor], Any] | None]) -> Iterator[None]:
+    """While active, the activations in ``mlps`` (None: a block without one) are computed by one kernel each."""
+    changed = _written_out(mlps)
     try:
         for part in changed:
             part.forward = _gelu_tanh  # instance attribute: shadows the method

@@ -14,7 +14,7 @@ from crosspatch.errors import ModelError
 from crosspatch.graph.names import Site, parse_site, validate
 from crosspatch.graph.shape import ModelShape
 from crosspatch.model.anatomy import Anatomy
-from crosspatch.model.attention import AttentionRule
+from crosspatch.model.attention import AttentionRule, query_key_value
 
 # Arguments of an attention module that the executor replaces rather than repeats.
 _DROPPED = {"hidden_states", "attention_mask", "past_key_values", "past_key_value", "layer_past", "use_cache"}
@@ -158,6 +158,16 @@ class Model:
                 cache[id(value)] = _at(value, positions, self._n_positions, name)
             out[name] = cache[id(value)]
         return out
+
+    @torch.no_grad()
+    def attention_rule(self, layer: int) -> AttentionRule:
+        """How a layer turns scores into a pattern. Inside :func:`capturing`, after :meth:`ensure_positions`."""
+        if layer not in self.rules:
+            block = self.anatomy.blocks[layer]
+            x = torch.zeros(1, self.shape.d_model, dtype=self.dtype, device=block.device)
+            kwargs = self.attention_kwargs(layer, torch.zeros(1, dtype=torch.long), {})
+            self.rules[layer] = query_key_value(block.attn, x, kwargs)[3]
+        return self.rules[layer]
 
     @torch.no_grad()
     def unembed(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crosspatch.errors import InterventionError
-from crosspatch.model.activation import one_kernel, written_out
+from crosspatch.model.activation import one_kernel
 from crosspatch.model.attention import AttentionRule, attend, capturing, query_key_value
 from crosspatch.model.pack import Group, Pack
 from crosspatch.model.plan import Atom, PlannedRow, example_of
@@ -61,7 +61,7 @@ class Walk:
         """
         first = min(layer for layer, _ in self.starting)
         blocks = self.model.anatomy.blocks[first:]
-        with capturing([block.attn for block in blocks]), one_kernel(written_out([b.mlp for b in blocks if b.mlp])):
+        with capturing([block.attn for block in blocks]), one_kernel([block.mlp for block in blocks]):
             for layer in range(first, self.last + 1):
                 self._block(layer)
         if not self.pack.reads_only:
@@ -107,7 +107,7 @@ class Walk:
         for kind in ("q", "k", "v"):
             self._touch(layer, kind, kind)
         if len(pack):
-            rule = rule or self._rule(layer)
+            rule = rule or self.model.attention_rule(layer)
             pack.data["z"] = self._attend(layer, rule)
             for name in ("q", "k", "v"):
                 del pack.data[name]
@@ -118,15 +118,6 @@ class Walk:
         if len(pack):
             z = pack.data.pop("z")
             pack.data["a"] = block.norm_attn_out(block.o_proj(z.flatten(1)[None]))[0]
-
-    def _rule(self, layer: int) -> AttentionRule:
-        """The layer's attention rule when no row of this pass went through its projections."""
-        if layer not in self.model.rules:
-            block = self.model.anatomy.blocks[layer]
-            x = torch.zeros(1, self.model.shape.d_model, dtype=self.model.dtype, device=block.device)
-            kwargs = self.model.attention_kwargs(layer, torch.zeros(1, dtype=torch.long), {})
-            self.model.rules[layer] = query_key_value(block.attn, x, kwargs)[3]
-        return self.model.rules[layer]
 
     def _attend(self, layer: int, rule: AttentionRule) -> Tensor:
         """Attention of all groups; a row's keys before its first position are the base run's."""

@@ -132,11 +132,11 @@ def _chunks(readers: Readers, pairs: Pairs, budget_mib: float) -> Iterator[list[
         groups.setdefault((len(ids), pairs.read[i]), []).append(i)
     plan = readers.plan
     shape = plan.words.shape
+    heads = sum(isinstance(variant, HeadVariant) for variant in plan.variants)
+    kept = any(readers.head_by_head(layer) for layer in range(shape.n_layers))  # what each copy writes
+    numbers = readers.most_streams * 4 * shape.d_model + heads * (shape.d_model if kept else 2 * shape.d_head)
+    numbers += (len(plan.variants) - heads) * shape.d_model
+    plain = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
     for (length, _), members in groups.items():
-        heads = sum(isinstance(variant, HeadVariant) for variant in plan.variants)
-        kept = any(readers.head_by_head(layer) for layer in range(shape.n_layers))  # what each copy writes
-        numbers = readers.most_streams * 4 * shape.d_model + heads * (shape.d_model if kept else 2 * shape.d_head)
-        numbers += (len(plan.variants) - heads) * shape.d_model
-        plain = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
         size = max(1, int(budget_mib * MIB / (4 * length * (numbers + plain))))
         yield from (members[at : at + size] for at in range(0, len(members), size))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosspatch.model import Run
-from crosspatch.model.activation import one_kernel, written_out
+from crosspatch.model.activation import one_kernel
 from crosspatch.model.attention import AttentionRule, attend, capturing, causal_mask
 from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, MlpVariant, Stream
 from crosspatch.paths.places import offset_masks
@@ -42,7 +42,8 @@ class Forward:
         self.first = _first_difference(reference.tokens, counter.tokens)
         self.read = reference.read[0]
         self.masks = [(kinds == kind)[..., None].to(self.model.device) for kind in range(len(plan.atoms.places))]
-        # Above the last attention only read positions matter. Reads before the first difference are the plain runs'.
+        # What no key or value depends on is needed where it is read. Reads before the first difference are the plain
+        # runs'.
         self.tail = [p - self.first for p in self.read if p >= self.first]
         self.z: dict[int, Float[Tensor, "pair position d_head"]] = {}
         self.mlp: dict[int, Value] = {}
@@ -60,10 +61,7 @@ class Forward:
         """Final-norm outputs at the reads, path set by path set."""
         blocks = self.model.anatomy.blocks
         if self.plan.streams and self.tail:
-            with (
-                capturing([b.attn for b in blocks]),
-                one_kernel(written_out([b.mlp for b in blocks if b.mlp is not None])),
-            ):
+            with capturing([b.attn for b in blocks]), one_kernel([b.mlp for b in blocks]):
                 for layer in range(self.shape.n_layers):
                     self._layer(layer)
                 self._open(len(self.plan.words.nodes))
@@ -277,7 +275,7 @@ class Forward:
     def _attention(self, layer: int, heads: list[tuple[int, HeadVariant]]) -> None:
         """All copies of the heads of one layer."""
         qkv = self.readers.project(self, layer, [variant for _, variant in heads])
-        rule = self.model.rules[layer]
+        rule = self.model.attention_rule(layer)
         for tail in (False, True):
             chosen = [item for item in heads if (item[0] not in self.readers.wide_copies) == tail]
             positions = self.positions(tail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -159,11 +158,6 @@ def union(sets: Iterable[PathSet]) -> PathSet:
     """The union of some sets, or no path where there are none."""
     parts = tuple(sets)
     return nothing() if not parts else parts[0] if len(parts) == 1 else Combined("or", parts)
-
-
-def to_text(paths_: PathSet) -> str:
-    """JSON text."""
-    return json.dumps(paths_.to_json())
 
 
 def from_json(value: Any, where: str = "path set") -> PathSet:

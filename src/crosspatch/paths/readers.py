@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosspatch.model import Model
-from crosspatch.model.attention import AttentionRule, query_key_value
+from crosspatch.model.attention import query_key_value
 from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, Plan
 from crosspatch.paths.project import Slot, answering, linear_weight, project_slot, rows_of
 
@@ -70,8 +70,7 @@ class Readers:
 
     def project(self, forward: Forward, layer: int, heads: list[HeadVariant]) -> Projected:
         """q, k and v that the copies of one layer's heads need, from the streams that they read."""
-        shape, model = self.plan.words.shape, forward.model
-        model.rules.setdefault(layer, self._rule(model, layer))
+        shape = self.plan.words.shape
         wanted: dict[Slot, list[int]] = defaultdict(list)
         for variant in heads:
             head = self.plan.words.nodes[variant.node].index or 0
@@ -122,12 +121,6 @@ class Readers:
         size = (forward.pairs, len(at))
         split = {kind: value.unflatten(0, (-1, *size)) for kind, value in values.items()}
         return {(kind, index, one): split[kind][i, :, :, index] for (kind, index, one), i in spots.items()}
-
-    def _rule(self, model: Model, layer: int) -> AttentionRule:
-        block = model.anatomy.blocks[layer]
-        x = torch.zeros(1, model.shape.d_model, dtype=model.dtype, device=block.device)
-        kwargs = model.attention_kwargs(layer, torch.zeros(1, dtype=torch.long), {})
-        return query_key_value(block.attn, x, kwargs)[3]
 
 
 def _needed_everywhere(plan: Plan) -> tuple[frozenset[int], frozenset[int]]:

@@ -31,7 +31,7 @@ from crosspatch.paths.compile import REFERENCE, Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.language import matching, parse_step
-from crosspatch.paths.measure import measure
+from crosspatch.paths.measure import Measured, measure
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet, paths, union
 from crosspatch.results import statistics
@@ -221,16 +221,23 @@ def path_patch(
             "receivers": into,
             "mlps": mlps,
             "semantics": semantics if sum(len(_each(r, model.shape)) for r in into) > 1 else "one receiver",
-            "quantity": chosen.name,
-            "unit": chosen.unit,
-            "pairs": pairs.provenance,
-            "pairs_hash": pairs.hash,
-            "method": found.plan.describe(),
-            "node_evaluations": found.plan.node_evaluations,
-            "model": model.name,
-            "seed": seed,
-        },
+        }
+        | _about(model, pairs, chosen, found, seed),
     )
+
+
+def _about(model: Model, pairs: Pairs, chosen: Dissimilarity, found: Measured, seed: int) -> dict[str, Any]:
+    """What makes numbers of senders reproducible."""
+    return {
+        "quantity": chosen.name,
+        "unit": chosen.unit,
+        "pairs": pairs.provenance,
+        "pairs_hash": pairs.hash,
+        "method": found.plan.describe(),
+        "node_evaluations": found.plan.node_evaluations,
+        "model": model.name,
+        "seed": seed,
+    }
 
 
 def _senders(model: Model, senders: str | Sequence[str]) -> tuple[list[str], bool]:
@@ -322,14 +329,6 @@ def mediation(
         "receivers": ["what follows"],
         "mlps": mlps,
         "semantics": "first part after the sender",
-        "quantity": chosen.name,
-        "unit": chosen.unit,
-        "pairs": pairs.provenance,
-        "pairs_hash": pairs.hash,
-        "method": found.plan.describe(),
-        "node_evaluations": found.plan.node_evaluations,
-        "model": model.name,
-        "seed": seed,
-    }
+    } | _about(model, pairs, chosen, found, seed)
     total = found.counter_signed - found.reference_signed
     return Mediation(effect[0], effect[1], effect[2], SenderEffects(names, effect[3:], total, pairs.clusters, about))

@@ -32,18 +32,24 @@ TABLE_ROWS, FEWEST_ROWS = 12, 5
 
 def render(data: ReportData) -> str:
     """The whole page as text. It asks for nothing over the network, which its content policy also forbids."""
+    return template("report.html.j2").render(context(data))
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of `templates/`; whatever is put into it is escaped."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(_template),
+        loader=jinja2.FunctionLoader(template_text),
     )
     environment.filters |= {"signed": signed, "percent": percent, "anchor": figures.anchor, "q": q_value}
-    return environment.get_template("report.html.j2").render(context(data))
+    return environment.get_template(name)
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
+    """A file of `templates/` as it stands: styles and scripts."""
     return resources.files("crosspatch.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -68,8 +74,8 @@ def context(data: ReportData) -> dict[str, Any]:
         "policy": POLICY,
         "figure_css": Markup(FIGURE_CSS),
         "figure_css_dark": Markup(FIGURE_CSS_DARK),
-        "style": Markup(_template("style.css")),
-        "script": Markup(_template("report.js")),
+        "style": Markup(template_text("style.css")),
+        "script": Markup(template_text("report.js")),
         "headline": words.headline(data),
         "behaviour": words.behaviour(data),
         "scope": words.scope(data),

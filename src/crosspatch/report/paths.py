@@ -10,17 +10,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from crosspatch.paths.pathset import PathSet, from_json, paths
 from crosspatch.report import paths_figures as figures
 from crosspatch.report.data import Gate
-from crosspatch.report.html import POLICY
+from crosspatch.report.html import POLICY, template, template_text
 from crosspatch.report.paths_graph import hypothesis_graph
 from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, percent, signed, tag
 
@@ -137,28 +135,17 @@ def render(page: Page) -> str:
     facts = dict(page.facts)
     for part in parts:
         facts |= part.facts if part is not None else {}
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(_template),
-    )
-    return environment.get_template("paths.html.j2").render(
+    return template("paths.html.j2").render(
         page=page,
         facts=facts,
         policy=POLICY,
         headline=[line for part in parts if part is not None for line in part.headline],
         figure_css=Markup(FIGURE_CSS),
         figure_css_dark=Markup(FIGURE_CSS_DARK),
-        style=Markup(_template("style.css")),
-        own_style=Markup(_template("paths.css")),
-        script=Markup(_template("report.js")),
+        style=Markup(template_text("style.css")),
+        own_style=Markup(template_text("paths.css")),
+        script=Markup(template_text("report.js")),
     )
-
-
-def _template(name: str) -> str:
-    return resources.files("crosspatch.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[str, str] | None = None) -> Scores:

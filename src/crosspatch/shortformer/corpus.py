@@ -21,12 +21,11 @@ from itertools import product
 from random import Random
 from typing import Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from crosspatch.embedded.tokenizer import BOS, split_by, whole_pieces
 from crosspatch.errors import TaskError
 
-BOS = "<|bos|>"
 ROW = 161
 """Tokens of a row, BOS first: 160 inputs and, one later, 160 targets."""
 HELD_OUT_ONE_IN = 10
@@ -196,30 +195,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     framing = {word for frame in FRAMES for word in frame.split() if word[0] not in "{,."}
     words = [*STARTS, *TITLES, *PLACE_WORDS, *NOUNS, *VERBS, *ADJECTIVES, *sorted(framing)]
     pieces = [*(f"Ġ{word}" for word in words), *(f"-{syllable}" for syllable in SYLLABLES)]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([BOS, *alphabet, *pieces]))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.add_special_tokens([BOS])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=BOS,
-        pad_token=BOS,
-        add_bos_token=True,
-        model_max_length=ROW - 1,
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-    )
+    return whole_pieces(split_by(_PATTERN), pieces, ROW - 1)
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

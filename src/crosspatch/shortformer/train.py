@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from crosspatch.embedded.train import learning_rate
 from crosspatch.model import load
 from crosspatch.shortformer import ShortformerConfig, ShortformerForCausalLM, corpus
 from crosspatch.shortformer.evaluate import measure, write_card
@@ -60,13 +60,6 @@ def batches(tokenizer: PreTrainedTokenizerBase, seed: int, size: int) -> Iterato
     for pool in corpus.training_rows(tokenizer, seed):
         for lo in range(0, len(pool) - size + 1, size):
             yield torch.tensor(pool[lo : lo + size])
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def train(out: Path, *, steps: int, seed: int, peak: float, size: int, threads: int, device: str, every: int) -> None:
