@@ -61,18 +61,20 @@ def random_pairs(n: int, length: int = 5, seed: int = 0, read: tuple[int, ...] |
                  [f"T{i % 4}" for i in range(n)], "random prompts")  # fmt: skip
 
 
-def linear_model(n_layers: int = 3, seed: int = 0) -> cp.Model:
-    """A GPT-2 in which logits are linear in every activation: no norms, uniform attention (queries and keys are zero),
-    and MLPs that are one matrix."""
+def linear_model(n_layers: int = 3, seed: int = 0, norms: bool = False) -> cp.Model:
+    """A GPT-2 in which logits are linear in every activation, but for its norms if it keeps them: uniform attention
+    (queries and keys are zero), and MLPs that are one matrix."""
     torch.manual_seed(seed)
     hf = GPT2LMHeadModel(GPT2Config(vocab_size=families.VOCAB, n_embd=12, n_layer=n_layers, n_head=3, n_positions=16))
     hf = hf.double().eval()
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.normal_(0, 0.4)
-        hf.transformer.ln_f = nn.Identity()
+        if not norms:
+            hf.transformer.ln_f = nn.Identity()
         for block in hf.transformer.h:
-            block.ln_1 = block.ln_2 = nn.Identity()
+            if not norms:
+                block.ln_1 = block.ln_2 = nn.Identity()
             block.attn.c_attn.weight[:, :24] = 0
             block.attn.c_attn.bias[:24] = 0
             block.mlp.act = nn.Identity()

@@ -8,7 +8,7 @@ import random
 import oracle
 import pytest
 import torch
-from families import FAMILIES, VOCAB, make
+from families import BIDIRECTIONAL, FAMILIES, VOCAB, make
 
 from crosspatch.errors import InterventionError, ModelError
 from crosspatch.graph.names import Site
@@ -110,14 +110,14 @@ def oracle_edits(model: Model, row: Row, sources: list[list[int]]) -> list[oracl
     return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BIDIRECTIONAL])
 def test_check_passes(family: str) -> None:
     report = check(model_of(family))
     assert report.passed, str(report)
     assert {item.name for item in report.items} == {"logits", "resid", "sum", "heads"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BIDIRECTIONAL])
 def test_every_site_kind_equals_plain_hooks(family: str) -> None:
     """One row for every kind and layer, at one position and at several, all in one replay."""
     model, rng = model_of(family), random.Random(1)
@@ -139,7 +139,7 @@ def test_every_site_kind_equals_plain_hooks(family: str) -> None:
         assert relative_error(logits, want[-1]) < 1e-5, (family, row)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BIDIRECTIONAL])
 def test_several_edits_in_one_row_equal_plain_hooks(family: str) -> None:
     """Windows and mixed sets: other runs, tensors, zeros; rows that begin anywhere and change again later."""
     model, rng = model_of(family), random.Random(2)
@@ -170,7 +170,7 @@ def test_several_edits_in_one_row_equal_plain_hooks(family: str) -> None:
         assert relative_error(logits, want[-1]) < 1e-5, (family, row)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BIDIRECTIONAL])
 def test_recorded_values_equal_plain_hooks(family: str) -> None:
     model, rng = model_of(family), random.Random(3)
     clean, _ = prompts(7)

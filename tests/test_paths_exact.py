@@ -56,9 +56,10 @@ def pairs_of(length: int, seed: int, same_prefix: int = 0, reads: tuple[int, ...
     return Pairs([reference], [counter], [reads], [(-1,) * len(reads)], [[]], [[]], [spans], ["t"], "test")
 
 
-def run(model: cp.Model, sets, pairs: Pairs) -> dict[int, torch.Tensor]:
+def run(model: cp.Model, sets, pairs: Pairs, norms="recomputed") -> dict[int, torch.Tensor]:
     found: dict[int, list[torch.Tensor]] = {}
-    evaluate(model, sets, pairs, lambda r: found.setdefault(r.number, []).append(model.unembed(r.hidden)))
+    evaluate(model, sets, pairs, lambda r: found.setdefault(r.number, []).append(model.unembed(r.hidden)),
+             norms=norms)  # fmt: skip
     return {number: torch.cat(parts) for number, parts in found.items()}
 
 
@@ -139,6 +140,35 @@ def test_edge_sets_equal_literal_treeify_and_need_one_copy_of_a_node(family, sha
     assert len({variant.node for variant in plan.variants}) == len(plan.variants)
     expected = Treeified(model, pairs.reference[0], pairs.counterfactual[0], edge_member(chosen)).logits(2)
     torch.testing.assert_close(run(model, sets, pairs)[0][0], expected, rtol=2e-5, atol=2e-5)
+
+
+FROZEN = ["input -> a0.h1 ~> a1.h0.q -> logits", "input ~> a1.h1.k@S -> logits", "input@S -> ** -> m1 -> logits",
+          "input -> a0.*[-1..0] -> a1.h0.k -> logits", "input -> a0.h1[-1..-1] -> a1.*.v[-1..0] -> logits",
+          "input -> a0.h0 -> ** -> logits"]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_frozen_norms_equal_literal_treeify_with_frozen_norms(family):
+    model, pairs = tiny(family), pairs_of(3, 7)
+    apart = 0.0
+    for pattern in FROZEN:
+        for negate in (False, True):
+            one = ~paths(pattern) if negate else paths(pattern)
+            member = as_regex(pattern, model.shape, {"S": [1], "END": [2]})
+            tree = Treeified(model, pairs.reference[0], pairs.counterfactual[0], lambda p: member(p) != negate, True)  # noqa: B023
+            found = run(model, [one], pairs, "frozen")[0][0]
+            torch.testing.assert_close(found, tree.logits(2), rtol=2e-5, atol=2e-5)
+            apart = max(apart, float((found - run(model, [one], pairs)[0][0]).abs().max()))
+    assert apart > 0.01, "freezing must matter here"
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_frozen_norms_keep_the_plain_runs(family):
+    model, pairs = tiny(family), pairs_of(5, 1, 2)
+    sets = [everything(), nothing(), via("a0.h0") | avoiding("a0.h0")]
+    frozen, plain = run(model, sets, pairs, "frozen"), run(model, sets, pairs)
+    for number in (-2, -1, 0, 1, 2):
+        torch.testing.assert_close(frozen[number], plain[number])
 
 
 WINDOWS = ["input -> a0.*[-1..0] -> a1.h0.k -> logits", "input -> a0.h1[-1..-1] -> a1.*.v[-1..0] -> logits",

@@ -358,7 +358,6 @@ UNREADABLE = [
     ("input -> a0.h1} -> logits", "a0.h1}", "is no node"),
     ("input -> {} -> logits", "{}", "missing in the braces"),
     ("input -> {a0.h1, } -> logits", "{a0.h1, }", "missing in the braces"),
-    ("input -> a0.h1[-2..1] -> logits", "a0.h1[-2..1]", "window"),
     ("input -> a0.h1[0..-2] -> logits", "a0.h1[0..-2]", "window"),
     ("input -> a0.h1@ -> logits", "a0.h1@", "position"),
     ("input -> a0.h1@1x -> logits", "a0.h1@1x", "position"),
@@ -383,6 +382,7 @@ def test_unreadable_patterns_are_pointed_at(text, where, what):
 UNFIT = [
     (TINY, "input -> a0.h7 -> logits", "a0.h7", "a0.h0 to a1.h1"),
     (TINY, "input -> a9.* -> logits", "a9.*", "a0.h0 to a1.h1"),
+    (TINY, "input -> a0.h1[-2..1] -> logits", "a0.h1[-2..1]", "no token sees later ones"),
     (TINY, "input -> {a0.h0, b2} -> logits", "b2", "no node matches"),
     (TINY, "input -> r1 -> logits", "r1", "residual stream is no node"),
     (TINY, "input -> a1.h0 -> a0.h0 -> logits", "a0.h0", "a1.h0 cannot feed a0.h0"),
@@ -394,6 +394,8 @@ UNFIT = [
     (PARALLEL, "input -> a0.h0 -> m0 -> logits", "m0", "cannot feed"),
     (BARE, "input -> m0 -> logits", "m0", "no MLPs"),
     (TINY, "input -> a0.h0.z -> logits", "a0.h0.z", "no node matches"),
+    (TINY, "input -> m0.n3 -> logits", "m0.n3", "the parts of an MLP are no nodes of paths"),
+    (TINY, "input -> {m0, m1.act} -> logits", "m1.act", "crosspatch patch --sites 'm1.n*'"),
 ]
 
 

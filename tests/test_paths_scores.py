@@ -23,6 +23,7 @@ from crosspatch.paths import (
     fixed_reference,
     nothing,
     paths,
+    save,
     task_pairs,
     test_paths,
     text_pairs,
@@ -335,7 +336,7 @@ def test_saving_gives_standard_json(tmp_path):
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    text = found.save(tmp_path / "deep" / "test.json").read_text()
+    text = save(found, tmp_path / "deep" / "test.json").read_text()
     data = json.loads(text, parse_constant=refuse)
     assert data["names"] == list(CLAIMS) and data["clusters"] == found.clusters
     assert data["unexplained"][0][3] is None

@@ -240,6 +240,33 @@ def test_direct_and_mediated_add_up_to_the_total_in_a_linear_network():
     np.testing.assert_allclose(everything.total, everything.mediators.total, rtol=1e-9)
 
 
+def test_with_frozen_norms_they_add_up_in_a_network_that_is_linear_but_for_its_norms():
+    model, pairs = linear_model(norms=True), random_pairs(5, seed=2)
+    for sender in ("a0.h1", "m0", "a1.h2"):
+        found = mediation(model, pairs, sender, norms="frozen")
+        np.testing.assert_allclose(found.direct + found.mediated, found.total, rtol=1e-9)
+        np.testing.assert_allclose(found.mediators.effect.sum(0), found.mediated, rtol=1e-9, atol=1e-12)
+        recomputed = mediation(model, pairs, sender)
+        assert np.abs(recomputed.direct + recomputed.mediated - recomputed.total).max() > 1e-3
+    assert found.mediators.about["norms"] == "frozen"
+    assert "frozen at the scale of the reference run" in found.mediators.about["method"]
+
+
+def test_frozen_direct_effects_into_the_logits_are_linear_in_what_the_sender_writes():
+    """Senders into the logits add up exactly once the final norm keeps its scale (direct logit attribution)."""
+    model, pairs = small("gpt2"), random_pairs(4, seed=6)
+    single = path_patch(model, pairs, ["a1.h0", "a2.h1", "m2"], mlps="frozen", norms="frozen").effect
+    claims = ["** -> a1.h0 -> logits", "** -> a2.h1 -> logits", "** -> m2 -> logits"]
+    found: dict[int, torch.Tensor] = {}
+    evaluate(model, [~paths(*claims)], pairs, lambda r: found.setdefault(r.number, model.unembed(r.hidden)),
+             norms="frozen")  # fmt: skip
+    change = found[0] - found[-1]
+    expected = [float(row[w[0]] - row[a[0]]) for row, a, w in zip(change, pairs.answers, pairs.wrong, strict=True)]
+    np.testing.assert_allclose(single.sum(0), expected, rtol=1e-9)
+    with pytest.raises(PathError, match="'thawed' is no choice"):
+        path_patch(model, pairs, "a0.h0", "logits", norms="thawed")
+
+
 def test_they_do_not_elsewhere():
     found = mediation(small("gpt2"), random_pairs(5, seed=2), "a0.h1")
     assert np.abs(found.direct + found.mediated - found.total).max() > 1e-3

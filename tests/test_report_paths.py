@@ -11,10 +11,14 @@ import pandas as pd
 import pytest
 from html_elements import Elements
 
+from crosspatch.errors import ResultError
 from crosspatch.paths.attribute import Attribution
+from crosspatch.paths.decohere import Decohering
+from crosspatch.paths.mediate import Mediation
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import from_edges, paths
 from crosspatch.paths.refine import Refinement
+from crosspatch.paths.saved import from_json, load, save, to_json
 from crosspatch.paths.scores import PathTest
 from crosspatch.paths.sender import SenderEffects
 from crosspatch.report import paths_figures as figures
@@ -29,6 +33,7 @@ from crosspatch.report.paths import (
     sweep_section,
 )
 from crosspatch.report.paths_graph import hypothesis_graph
+from crosspatch.report.paths_mediation import decohering_section, mediation_section
 
 EVIL = (
     "</script><script>alert(1)</script>",
@@ -351,3 +356,54 @@ def test_positions_come_from_the_pairs() -> None:
     section = attribution_section(attributed(), "claim", claim, pairs=pairs)
     named = re.findall(r">(S1|S2|END)</text>", str(section.drawing.figure.html))
     assert named == ["S1", "S2", "END"]
+
+
+# -- mediation, counterfactuals apart, saved results ----------------------------------------------------------------
+
+
+def mediated(total: float = 1.0) -> Mediation:
+    spread = np.linspace(-0.05, 0.05, N)
+    return Mediation(EVIL[0], total + spread, 0.25 * total + spread, 0.5 * total + spread, swept())
+
+
+def decohered() -> Decohering:
+    about = {
+        "dissimilarity": "kl", "unit": "nats", "pairs": EVIL[1], "pairs_hash": "0", "null": "none",
+        "hypotheses": {EVIL[0]: "** -> m0 -> logits"}, "groups": {EVIL[2]: "** -> a0.h0.q -> ** -> logits"},
+        "always": None, "method": "memoised", "model": "toy", "norms": "frozen", "seed": 0,
+    }  # fmt: skip
+    total = np.full(N, 2.0)
+    return Decohering([EVIL[0]], total[None] * 0.25, total[None] * 0.5, total, total, [str(i) for i in range(N)], about)
+
+
+def test_mediation_is_split_and_hostile_names_stay_text() -> None:
+    section = mediation_section(mediated())
+    assert "25 % of it straight to the logits, 50 % through other parts" in section.headline[0]
+    assert [row.name for row in section.parts] == ["total", "direct", "mediated", "interaction"]
+    assert section.parts[3].cells[3] == "25 %"
+    assert "no sure effect to split" in mediation_section(mediated(0.0)).headline[0]
+    page = render(Page(EVIL[0], mediation=section, decohering=decohering_section(decohered())))
+    assert [name for name, _ in Elements(page).tags].count("script") == 1
+    assert "img" not in [name for name, _ in Elements(page).tags]
+
+
+def test_counterfactuals_apart_say_how_far_aue_moves() -> None:
+    section = decohering_section(decohered())
+    assert section.rows[0].cells[0] == "75 %" and section.rows[0].cells[2] == "50 %"
+    assert section.rows[0].cells[4].startswith("+0.5")
+    assert EVIL[0] in section.headline[0] and EVIL[2] in section.groups[0]
+
+
+@pytest.mark.parametrize("made", [scored, attributed, swept, refined, mediated, decohered])
+def test_results_come_back_as_they_were_saved(made, tmp_path) -> None:
+    before = made()
+    after = load(save(before, tmp_path / "x.json", page={"title": EVIL[0]}))
+    assert type(after) is type(before)
+    assert to_json(after) == to_json(before)
+    assert "nan" not in (tmp_path / "x.json").read_text().lower()
+
+
+@pytest.mark.parametrize("data", [[], 3, {}, {"kind": "test"}, {"kind": []}, {"kind": "senders", "senders": 3}])
+def test_other_files_are_refused(data) -> None:
+    with pytest.raises(ResultError, match="no result of path patching"):
+        from_json(data)

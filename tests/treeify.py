@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosspatch.model import Model
 from crosspatch.model.attention import capturing, query_key_value
@@ -79,53 +79,141 @@ def _windows_hold(pattern: str, path: str, shape, names: Names) -> bool:
 
 
 class Treeified:
-    """G_T with one input for every path of one pair."""
+    """G_T with one input for every path of one pair.
 
-    def __init__(self, model: Model, reference: list[int], counter: list[int], member: Member) -> None:
+    With `frozen` readers of mixed streams take the scale of their norm from the reference run; whether a stream is
+    mixed is asked of every path into it.
+    """
+
+    def __init__(
+        self, model: Model, reference: list[int], counter: list[int], member: Member, frozen: bool = False
+    ) -> None:
         self.model, self.shape, self.member = model, model.shape, member
-        self.x = {True: model.embed([reference]), False: model.embed([counter])}
+        self.plain = Plain(model, reference) if frozen else None
+        self.x = {True: model.embed([reference]), False: model.embed([counter])}  # by what `member` says of a path
+        self.reference = self.x[True]
         self.evaluations = 0
         model.ensure_positions(len(reference))
 
     def logits(self, position: int) -> Tensor:
         stream = self.stream(self.shape.n_layers, False, position, f"logits@{position};")
-        return self.model.unembed(self.model.anatomy.final_norm(stream[None]))[0]
+        spot = (self.shape.n_layers, False, position, f"logits@{position};")
+        return self.model.unembed(self.normed(self.model.anatomy.final_norm, stream, spot)[None])[0]
+
+    def normed(self, norm, x: Tensor, spot: tuple) -> Tensor:
+        """The norm of what a reader finds at a place that `stream` takes."""
+        if self.plain is None or self.only_counter(*spot):
+            return norm(x[None])[0]
+        return held(norm, x, self.plain.stream(*spot))
+
+    def only_counter(self, *spot) -> bool:
+        """Whether all paths into a stream carry the same prompt, and not the reference."""
+        return self.counter_only(self.sources(*spot))
+
+    def counter_only(self, sources: set) -> bool:
+        return len(sources) == 1 and self.x[next(iter(sources))] is not self.reference
+
+    def sources(self, layer: int, after_attention: bool, p: int, suffix: str) -> set:
+        """What the paths into a stream carry."""
+        found = {self.member(f"input@{p};{suffix}")}
+        for at in range(layer + int(after_attention)):
+            found |= self.head_sources(at, p, suffix)
+            if self.shape.has_mlp and at < layer:
+                found |= self.mlp_sources(at, p, suffix)
+        return found
+
+    def head_sources(self, layer: int, p: int, suffix: str) -> set:
+        """Of all heads of a layer."""
+        reads = [("q", p), *((channel, j) for channel in "kv" for j in self.seen(layer, p))]
+        names = [(f"a{layer}.h{h}.{c}@{j}>{p};{suffix}", j) for h in range(self.shape.n_heads) for c, j in reads]
+        return set().union(*(self.sources(layer, False, j, name) for name, j in names))
+
+    def mlp_sources(self, layer: int, p: int, suffix: str) -> set:
+        return self.sources(layer, not self.shape.parallel, p, f"m{layer}.x@{p}>{p};{suffix}")
+
+    def seen(self, layer: int, p: int) -> list[int]:
+        """Tokens that a query reads."""
+        window = self.model.attention_rule(layer).window
+        span = p + 1 if self.shape.causal else len(self.x[True])
+        return [j for j in range(span) if window is None or abs(p - j) < window]
 
     def stream(self, layer: int, after_attention: bool, p: int, suffix: str) -> Tensor:
         """The residual stream that one reader sees before block `layer` (or in the middle of it)."""
         x = self.x[self.member(f"input@{p};{suffix}")][p].clone()
         for at in range(layer + int(after_attention)):
             block = self.model.anatomy.blocks[at]
-            z = torch.stack([self.head(at, h, p, suffix) for h in range(self.shape.n_heads)])
-            x = x + block.norm_attn_out(block.o_proj(z.flatten()[None, None]))[0, 0]
+            out = self.attention(at, p, suffix)
+            if self.plain is None or self.counter_only(self.head_sources(at, p, suffix)):
+                x = x + block.norm_attn_out(out)
+            else:
+                x = x + held(block.norm_attn_out, out, self.plain.attention(at, p, suffix))
             if self.shape.has_mlp and at < layer:
                 x = x + self.mlp(at, p, suffix)
         return x
+
+    def attention(self, layer: int, p: int, suffix: str) -> Tensor:
+        """What the heads of one block add up to, before a norm that may follow."""
+        z = torch.stack([self.head(layer, h, p, suffix) for h in range(self.shape.n_heads)])
+        return self.model.anatomy.blocks[layer].o_proj(z.flatten()[None, None])[0, 0]
 
     def head(self, layer: int, head: int, p: int, suffix: str) -> Tensor:
         self.evaluations += 1
         block = self.model.anatomy.blocks[layer]
         group = self.shape.group_of(head)
 
-        def read(channel: str, j: int) -> Tensor:
-            stream = self.stream(layer, False, j, f"a{layer}.h{head}.{channel}@{j}>{p};{suffix}")
-            kwargs = self.model.attention_kwargs(layer, torch.tensor([j]), {})
-            with capturing([block.attn]):
-                q, k, v, self.rule = query_key_value(block.attn, block.norm_attn_in(stream[None, None])[0], kwargs)
-            return {"q": q[0, head], "k": k[0, group], "v": v[0, group]}[channel]
-
-        q = read("q", p)
-        window = self.rule.window
-        seen = [j for j in range(p + 1) if window is None or p - j < window]
-        scores = torch.stack([q @ read("k", j) for j in seen]) * self.rule.scaling
-        if self.rule.softcap is not None:
-            scores = torch.tanh(scores / self.rule.softcap) * self.rule.softcap
-        return scores.softmax(-1) @ torch.stack([read("v", j) for j in seen])
+        seen = self.seen(layer, p)
+        reads = [("q", p), *(("k", j) for j in seen), *(("v", j) for j in seen)]
+        spots = [(layer, False, j, f"a{layer}.h{head}.{channel}@{j}>{p};{suffix}") for channel, j in reads]
+        streams = torch.stack([self.normed(block.norm_attn_in, self.stream(*spot), spot) for spot in spots])
+        kwargs = self.model.attention_kwargs(layer, torch.tensor([j for _, j in reads]), {})
+        with capturing([block.attn]):
+            q, k, v, rule = query_key_value(block.attn, streams, kwargs)
+        scores = k[1 : 1 + len(seen), group] @ q[0, head] * rule.scaling
+        if rule.softcap is not None:
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        return scores.softmax(-1) @ v[1 + len(seen) :, group]
 
     def mlp(self, layer: int, p: int, suffix: str) -> Tensor:
         self.evaluations += 1
         block = self.model.anatomy.blocks[layer]
-        stream = self.stream(layer, not self.shape.parallel, p, f"m{layer}.x@{p}>{p};{suffix}")[None, None]
-        h = block.norm_attn_in(stream) if block.shared_norm else block.norm_mlp_in(stream)
-        out = block.mlp(h)
-        return block.norm_mlp_out(out[0] if isinstance(out, tuple) else out)[0, 0]
+        out = self.mlp_raw(layer, p, suffix)
+        if self.plain is None or self.counter_only(self.mlp_sources(layer, p, suffix)):
+            return block.norm_mlp_out(out)
+        return held(block.norm_mlp_out, out, self.plain.mlp_raw(layer, p, suffix))
+
+    def mlp_raw(self, layer: int, p: int, suffix: str) -> Tensor:
+        """What an MLP returns, before a norm that may follow."""
+        block = self.model.anatomy.blocks[layer]
+        spot = (layer, not self.shape.parallel, p, f"m{layer}.x@{p}>{p};{suffix}")
+        norm = block.norm_attn_in if block.shared_norm else block.norm_mlp_in
+        out = block.mlp(self.normed(norm, self.stream(*spot), spot)[None, None])
+        return (out[0] if isinstance(out, tuple) else out)[0, 0]
+
+
+class Plain(Treeified):
+    """The reference run: all copies of a node are equal, so that each is computed once."""
+
+    def __init__(self, model: Model, reference: list[int]) -> None:
+        super().__init__(model, reference, reference, lambda path: True)
+        self.known: dict[tuple[int, bool, int], Tensor] = {}
+
+    def stream(self, layer: int, after_attention: bool, p: int, suffix: str) -> Tensor:
+        key = (layer, after_attention, p)
+        if key not in self.known:
+            self.known[key] = super().stream(layer, after_attention, p, "")
+        return self.known[key]
+
+
+def held(norm, x: Tensor, reference: Tensor) -> Tensor:
+    """A norm of one token with the scale that it has for another input: what it gives, times the ratio of scales."""
+    if not isinstance(norm, nn.Module):
+        return norm(x)  # no norm here
+    centre = isinstance(norm, nn.LayerNorm)
+    eps = next(getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name))
+
+    def size(value: Tensor) -> Tensor:
+        value = value - value.mean() if centre else value
+        return (value.pow(2).mean() + eps).sqrt()
+
+    bias = norm(torch.zeros_like(x))
+    return (norm(x) - bias) * size(x) / size(reference) + bias

@@ -50,3 +50,11 @@ class ResultError(CrosspatchError):
 
 class PathError(CrosspatchError):
     """A set of paths that cannot be read, is impossible in this model, or is empty."""
+
+
+class CircuitError(CrosspatchError):
+    """A circuit, scores or a file of one that cannot be read, do not fit the model, or do not fit each other."""
+
+
+class DictionaryError(CrosspatchError):
+    """A dictionary of features that cannot be read, trained or saved, or does not fit the model."""

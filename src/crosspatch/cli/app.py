@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crosspatch.cli import check, localize, models, patch, paths, report, tasks
+from crosspatch.cli import check, circuit, localize, models, patch, paths, report, tasks
 from crosspatch.cli.console import EXIT_CODES, INTERNAL, STOPPED, errors_console, fail, mode
 from crosspatch.errors import CrosspatchError
 
@@ -24,6 +24,7 @@ localize.add_to(app)
 patch.add_to(app)
 report.add_to(app)
 app.add_typer(paths.app, name="paths")
+app.add_typer(circuit.app, name="circuit")
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
 check.add_to(app)
@@ -48,7 +49,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `crosspatch` command."""
-    mode.json = mode.quiet = mode.debug = False
+    mode.json = mode.quiet = mode.debug = mode.resumable = False
     try:
         app(prog_name="crosspatch")
     except CrosspatchError as error:
@@ -57,9 +58,8 @@ def main() -> None:
         sys.exit(fail(error))
     except SystemExit as stopped:  # what typer makes of Ctrl-C
         if stopped.code == STOPPED:
-            errors_console().print(
-                "Stopped. What was finished is saved; the same command with --resume goes on from there."
-            )
+            saved = "What was finished is saved; the same command with --resume goes on from there."
+            errors_console().print(f"Stopped. {saved if mode.resumable else 'Nothing was saved.'}")
         raise
     except Exception as error:
         if mode.debug:

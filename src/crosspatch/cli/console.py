@@ -29,11 +29,15 @@ Done = Callable[[float, float], None]
 
 @dataclass
 class Mode:
-    """How this run of the command line speaks; set by the options that every command has."""
+    """How this run of the command line speaks; set by the options that every command has.
+
+    `resumable`: what is finished is being saved, so that --resume can go on from there.
+    """
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    resumable: bool = False
 
 
 mode = Mode()

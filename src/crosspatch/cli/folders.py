@@ -13,12 +13,17 @@ from crosspatch.report.saved import COMMAND
 MARKER = COMMAND
 OURS = re.compile(
     r"(localization|gates|examples|attention|conditional|confirmation|result|methodology|paths)\.json|report\.html"
-    r"|(scores|comparison|attribution|senders|steps)\.csv"
-    r"|effects\.parquet|(rows|examples|part-[0-9]+)-[0-9a-f]{12}\.parquet"
+    r"|(scores|comparison|apart|attribution|senders|mediation|mediators|steps)\.csv"
+    r"|effects\.parquet|(rows|examples|arrays|scores|part-[0-9]+)-[0-9a-f]{12}\.parquet"
+    r"|(circuit|find|ranking|scores|verification|worst)\.json|verification\.csv"
 )
 """Names of the files that a run writes; --overwrite removes these and no others."""
 VOICE = {"--resume", "--overwrite", "--json", "--quiet", "-q", "--debug"}
 SPEED = {"--threads", "--budget-mib"}
+
+
+CIRCUIT_PARTS = ("scores", "evaluation", "frontier", "stability", "tests", "specificity")
+"""Folders of a circuit's folder."""
 
 
 def open_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -98,6 +103,7 @@ def _clear(out: Path) -> None:
     """Remove the files of earlier results, and the folders that only held them."""
     folders = [out, out / "confirmation", out / "conditional", out / "parts", *(out / "levels").glob("*")]
     folders += [folder / "parts" for folder in folders[1:]] + [out / "levels"]
+    folders += [base / name for base in (out, out / "circuit") for name in CIRCUIT_PARTS] + [out / "circuit"]
     for folder in sorted(set(folders), key=lambda f: -len(f.parts)):
         if not folder.is_dir() or folder.is_symlink():
             continue

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crosspatch.cli.console import Debug, Json, Quiet, bars, result, say
+from crosspatch.cli.console import Debug, Json, Quiet, bars, mode, result, say
 from crosspatch.cli.folders import open_folder
 from crosspatch.cli.inputs import (
     Budget,
@@ -69,6 +69,7 @@ def localize(
     held out; says what is wrong with the result; and writes it all to one folder, with report.html to read first.
     """
     open_folder(out, resume=resume, overwrite=overwrite)
+    mode.resumable = True
     loaded = load_model(model, dtype, device, threads)
     chosen = load_task(task, loaded.tokenizer, n, seed, corruption)
     from crosspatch.metrics import DEFAULT

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crosspatch.cli.console import Debug, Json, Quiet, bars, result, say
+from crosspatch.cli.console import Debug, Json, Quiet, bars, mode, result, say
 from crosspatch.cli.folders import open_folder
 from crosspatch.cli.inputs import (
     Budget,
@@ -77,6 +77,7 @@ def patch(
     """Patch every site at every position, one at a time, in both directions, and print the strongest."""
     if out is not None:
         open_folder(out, resume=resume, overwrite=overwrite)
+        mode.resumable = True
     loaded = load_model(model, dtype, device, threads)
     chosen = load_task(task, loaded.tokenizer, n, seed, corruption)
     from crosspatch.metrics import DEFAULT

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crosspatch.cli import paths_search
+from crosspatch.cli import paths_mediate, paths_search
 from crosspatch.cli.console import Debug, Json, Quiet, bars, result, say, table
 from crosspatch.cli.inputs import (
     Budget,
@@ -21,12 +21,23 @@ from crosspatch.cli.inputs import (
     load_model,
 )
 from crosspatch.cli.paths_inputs import Asked, attribution_pairs, in_words, one_hypothesis, pairs_of
-from crosspatch.cli.paths_options import Apart, Distance, File, Folder, Length, Named, Reference, Side, Text
+from crosspatch.cli.paths_options import (
+    Apart,
+    Distance,
+    File,
+    Folder,
+    Length,
+    Named,
+    Norms,
+    NormScale,
+    Reference,
+    Side,
+    Text,
+)
 from crosspatch.cli.paths_out import (
     attribution_frame,
     planned,
     records,
-    save_attribution,
     say_report,
     take,
     write_folder,
@@ -55,6 +66,15 @@ def test(
     length: Length = 32,
     reference: Reference = Side.clean,
     dissimilarity: Apart = Distance.kl,
+    norms: NormScale = Norms.recomputed,
+    apart: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--apart",
+            help="Control: paths that see a counterfactual prompt of their own, as a pattern such as "
+            "'** -> a1.h5.q -> ** -> logits' (repeat; a path in several belongs to the first).",
+        ),
+    ] = None,
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
@@ -82,23 +102,40 @@ def test(
             found.named,
             given.pairs,
             dissimilarity=dissimilarity.value,
+            norms=norms.value,
             always=found.always,
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("paths"),
             on_plan=planned(given.pairs),
         )
+        moved = None
+        if apart:
+            from crosspatch.paths.decohere import decohere
+            from crosspatch.paths.pathset import paths
+
+            moved = decohere(
+                loaded,
+                found.named,
+                {text.strip(): paths(text) for text in apart},
+                given.pairs,
+                dissimilarity=dissimilarity.value,
+                norms=norms.value,
+                always=found.always,
+                seed=seed,
+                budget_mib=budget_mib,
+                progress=shown.of("counterfactuals apart"),
+                on_plan=planned(given.pairs),
+            )
     scores, compared = scored.frame(), scored.compare()
     mean, low, high = scored.ate
     floor, about = float(scored.floor.mean()), scored.about
     page = None
     if out is not None:
-        from crosspatch.report.paths import Page, score_section
-
         words = {name: in_words(claim, loaded, given.pairs) for name, claim in found.named.items()}
-        section = score_section(scored, given.pairs, words)
-        shown_page = Page(f"Do these paths explain {about['pairs'].split(' (')[0]}?", scores=section)
-        page = write_folder(out, scored.save, {"scores": scores, "comparison": compared}, given, shown_page)
+        title = f"Do these paths explain {about['pairs'].split(' (')[0]}?"
+        tables = {"scores": scores, "comparison": compared} | ({} if moved is None else {"apart": moved.frame()})
+        page = write_folder(out, [scored, *([moved] if moved else [])], tables, given, title, words=words)
     result(
         {
             "ok": True,
@@ -109,6 +146,7 @@ def test(
             "floor": floor,
             "hypotheses": records(scores),
             "comparison": records(compared),
+            "apart": records(moved.frame()) if moved else [],
             "about": about,
         }
     )
@@ -118,6 +156,9 @@ def test(
     say(_scores(scores))
     if len(compared):
         say(f"\nAUE on the same pairs, first less second (negative: the first explains more)\n{_compared(compared)}")
+    if moved is not None:
+        groups = ", ".join(moved.about["groups"])
+        say(f"\nA counterfactual of its own for each of: {groups}\n{moved.about['pairs']}\n{_moved(moved.frame())}")
     say_report(page)
 
 
@@ -139,6 +180,21 @@ def _scores(frame: pd.DataFrame) -> str:
 
 def _between(row: dict[str, Any], name: str) -> str:
     return f"[{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
+
+
+def _moved(frame: pd.DataFrame) -> str:
+    cells = [
+        [
+            row["hypothesis"],
+            percent(row["explained_shared"]),
+            percent(row["explained_apart"]),
+            _between(row, "explained_apart"),
+            signed(row["aue_change"]),
+            interval(row["aue_change_low"], row["aue_change_high"]),
+        ]
+        for row in records(frame)
+    ]
+    return table(cells, ["hypothesis", "explained, shared", "apart", "interval", "change of AUE", "interval"])
 
 
 def _compared(frame: pd.DataFrame) -> str:
@@ -172,6 +228,7 @@ def attribute(
     text: Text = None,
     length: Length = 32,
     dissimilarity: Apart = Distance.abs_loss,
+    norms: NormScale = Norms.recomputed,
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
@@ -205,28 +262,33 @@ def attribute(
             ~claim,
             given.pairs,
             dissimilarity=dissimilarity.value,
+            norms=norms.value,
             always=found.always,
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("paths"),
         )
     frame = attribution_frame(seen, given.following)
-    about = {"model": model, "dissimilarity": dissimilarity.value, "seed": seed, "claim": claim.to_json()}
+    about = {
+        "model": model,
+        "dissimilarity": dissimilarity.value,
+        "norms": norms.value,
+        "seed": seed,
+        "pairs_hash": given.pairs.hash,
+    }
     page = None
     if out is not None:
-        from crosspatch.report.paths import Page, attribution_section
-
-        section = attribution_section(seen, chosen, claim, given.following, given.pairs)
         page = write_folder(
             out,
-            lambda path: save_attribution(seen, chosen, given, about, path),
+            [seen],
             {"attribution": frame},
             given,
-            Page(
-                f"Where does \N{LEFT DOUBLE QUOTATION MARK}{chosen}\N{RIGHT DOUBLE QUOTATION MARK} fail?",
-                attributions=(section,),
-                facts={"model": model, "seed": str(seed)},
-            ),
+            f"Where does \N{LEFT DOUBLE QUOTATION MARK}{chosen}\N{RIGHT DOUBLE QUOTATION MARK} fail?",
+            facts={"model": model, "norms": norms.value, "seed": str(seed)},
+            hypothesis=chosen,
+            claim=claim.to_json(),
+            following=given.following,
+            **about,
         )
     result(
         {
@@ -239,7 +301,7 @@ def attribute(
             "pairs": given.pairs.provenance,
             "tokens": seen.tokens,
             "reads": records(frame),
-            "about": about,
+            "about": about | {"claim": claim.to_json()},
         }
     )
     say(
@@ -262,3 +324,4 @@ def attribute(
 
 
 paths_search.add_to(app)
+paths_mediate.add_to(app)

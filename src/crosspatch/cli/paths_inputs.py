@@ -165,7 +165,7 @@ def text_rows(model: Model, path: Path, length: int) -> tuple[Int[np.ndarray, "r
         if line.strip():
             value = _value(line, f"{path}, line {number}") if is_json else line
             ids = value if isinstance(value, list) else encode(value)
-            _require_ids(ids, model.shape.vocab, f"{path}, line {number}")
+            _require_ids(ids, model.n_tokens, f"{path}, line {number}")
             rows.append(ids)
     kept = [ids[: length + 1] for ids in rows if len(ids) > length]
     if len(kept) < len(rows):
@@ -282,10 +282,10 @@ def patterns_of(claim: PathSet, name: str) -> list[str]:
         return [text for part in claim.parts for text in patterns_of(part, name)]
     text = str(claim.route) if isinstance(claim, Pattern) else None
     start = "input -> ** -> "
-    if text is None or not text.startswith(start) or "~>" in text:
+    if text is None or not text.startswith(start):
         raise PathError(
             f"{claim} is no plain pattern that begins with '** ->'",
             where=f"hypothesis [{name}]",
-            fix="refine changes one pattern at a time: write lines such as ** -> a9.h6.q -> logits, without - & or ~>",
+            fix="refine changes one pattern at a time: write lines such as ** -> a9.h6.q -> logits, without - and &",
         )
     return [f"** -> {text.removeprefix(start)}"]

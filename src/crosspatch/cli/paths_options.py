@@ -39,6 +39,13 @@ class Semantics(StrEnum):
     union = "union"
 
 
+class Norms(StrEnum):
+    """What norms of mixed streams do."""
+
+    recomputed = "recomputed"
+    frozen = "frozen"
+
+
 FILE_HELP = "Text file of hypotheses: [name] lines, and below each patterns such as ** -> a9.h6 -> logits."
 File = Annotated[Path, typer.Argument(help=FILE_HELP)]
 Text = Annotated[
@@ -52,3 +59,9 @@ Apart = Annotated[Distance, typer.Option("--dissimilarity", help="How far an out
 Reference = Annotated[Side, typer.Option(help="The prompt that the claimed paths see; all others see the other one.")]
 Named = Annotated[str | None, typer.Option("--name", help="Which hypothesis of the file.")]
 Folder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for result, tables and report.")]
+NormScale = Annotated[
+    Norms,
+    typer.Option(
+        "--norms", help="Norms of mixed inputs: recomputed, or frozen at the scale they have on the reference prompt."
+    ),
+]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crosspatch.cli.console import finite, note, say
+from crosspatch.cli.console import note, say
 from crosspatch.cli.folders import MARKER, open_folder
 from crosspatch.errors import ResultError
 
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
     from crosspatch.paths.attribute import Attribution
     from crosspatch.paths.compile import Plan
     from crosspatch.paths.pairs import Pairs
-    from crosspatch.paths.refine import Refinement
-    from crosspatch.paths.sender import SenderEffects
-    from crosspatch.report.paths import Page
+    from crosspatch.paths.saved import Result
 
-RESULT, GATES, PAGE = "paths.json", "gates.json", "report.html"
+RESULT, GATES = "paths.json", "gates.json"
 
 
 def take(out: Path | None, overwrite: bool) -> None:
@@ -37,7 +34,7 @@ def take(out: Path | None, overwrite: bool) -> None:
     try:
         open_folder(out, resume=False, overwrite=overwrite)
     except ResultError as error:
-        if ours:  # these commands are short and have no --resume
+        if ours:  # these commands have no --resume
             raise ResultError(
                 error.what, where=error.where, fix="--overwrite starts again, or give another --out"
             ) from error
@@ -50,24 +47,38 @@ def planned(pairs: Pairs) -> Callable[[Plan], None]:
 
 
 def write_folder(
-    out: Path, save: Callable[[Path], object], tables: Mapping[str, pd.DataFrame], given: Given, page: Page
+    out: Path,
+    results: Sequence[Result],
+    tables: Mapping[str, pd.DataFrame],
+    given: Given,
+    title: str,
+    *,
+    facts: Mapping[str, str] | None = None,
+    **page: Any,
 ) -> str:
-    """Write everything, the page last; returns its path."""
-    from crosspatch.report.assemble import gates_of
-    from crosspatch.report.paths import render
-    from crosspatch.report.saved import command_of
+    """Write everything, the page last, made from what was written as `crosspatch report` makes it; returns its path.
+
+    Args:
+        results: the one that was asked for, and controls beside it.
+        page: what the page shows besides (`report.paths_saved`).
+    """
+    from crosspatch.paths.saved import save, to_json
+    from crosspatch.report import write_report
     from crosspatch.results.files import write_atomic, write_json
 
-    save(out / RESULT)
+    pairs = given.pairs
+    about = {
+        "title": title,
+        "asked": given.about,
+        "facts": dict(facts or {}),
+        "prompt": {"provenance": pairs.provenance, "spans": pairs.spans[0]},
+    }
+    save(results[0], out / RESULT, also=[to_json(one) for one in results[1:]], page=about | page)
     for name, table in tables.items():
         write_atomic(out / f"{name}.csv", table.to_csv(index=False).encode())
-    fields: dict[str, Any] = {"command": command_of(out), "asked": given.about}
     if given.gates is not None:
-        said = given.gates.to_dict()
-        write_json(out / GATES, said)
-        fields |= {"gates": gates_of(said), "forced": given.gates.forced}
-    write_atomic(out / PAGE, render(dataclasses.replace(page, **fields)).encode())
-    return str(out / PAGE)
+        write_json(out / GATES, given.gates.to_dict())
+    return str(write_report(out))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -90,32 +101,6 @@ def attribution_frame(seen: Attribution, following: str) -> pd.DataFrame:
             "loss": seen.reference,
         }
     )
-
-
-def save_attribution(seen: Attribution, name: str, given: Given, about: Mapping[str, Any], path: Path) -> None:
-    """Everything of an attribution, every counterfactual's numbers included."""
-    data = {"hypothesis": name, **about, "pairs": given.pairs.provenance, "pairs_hash": given.pairs.hash}
-    data |= {"tokens": seen.tokens, "following": given.following, "unit": seen.unit, "positions": list(seen.positions)}
-    arrays = ("effect", "low", "high", "reference", "draws")
-    _write(path, data | {array: getattr(seen, array).tolist() for array in arrays})
-
-
-def save_sweep(swept: SenderEffects, path: Path) -> None:
-    """Everything of a sender sweep, every pair's numbers included."""
-    arrays = {"effect": swept.effect.tolist(), "total": swept.total.tolist()}
-    _write(path, {"senders": swept.senders, "about": swept.about, "clusters": swept.clusters, **arrays})
-
-
-def save_refinement(grown: Refinement, path: Path) -> None:
-    """Everything of a discovery run."""
-    log = records(grown.log)
-    _write(path, {"patterns": grown.patterns, "about": grown.about, "log": log, "random": grown.random.tolist()})
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    from crosspatch.results.files import write_json
-
-    write_json(path, finite(data))
 
 
 def say_report(page: str | None) -> None:

@@ -29,12 +29,14 @@ from crosspatch.cli.paths_options import (
     Length,
     Mlps,
     Named,
+    Norms,
+    NormScale,
     Reference,
     Semantics,
     Side,
     Text,
 )
-from crosspatch.cli.paths_out import planned, records, save_refinement, save_sweep, say_report, take, write_folder
+from crosspatch.cli.paths_out import planned, records, say_report, take, write_folder
 from crosspatch.cli.sweeping import Force, Overwrite
 from crosspatch.report.svg import interval, percent, signed
 
@@ -68,6 +70,7 @@ def sweep(
     corruption: Corruption = None,
     n: Count = 48,
     dissimilarity: Apart = Distance.abs_logit_diff,
+    norms: NormScale = Norms.recomputed,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     out: Folder = None,
     seed: Seed = 0,
@@ -96,6 +99,7 @@ def sweep(
             mlps=mlps.value,
             semantics=semantics.value,
             dissimilarity=dissimilarity.value,
+            norms=norms.value,
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("senders"),
@@ -104,10 +108,7 @@ def sweep(
     frame, about, page = swept.frame(), swept.about, None
     into = ", ".join(about["receivers"])
     if out is not None:
-        from crosspatch.report.paths import Page, sweep_section
-
-        shown_page = Page(f"What feeds {into}?", sweeps=(sweep_section(swept),))
-        page = write_folder(out, lambda path: save_sweep(swept, path), {"senders": frame}, given, shown_page)
+        page = write_folder(out, [swept], {"senders": frame}, given, f"What feeds {into}?")
     result(
         {
             "ok": True,
@@ -158,6 +159,7 @@ def refine(
     length: Length = 32,
     reference: Reference = Side.clean,
     dissimilarity: Apart = Distance.kl,
+    norms: NormScale = Norms.recomputed,
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
@@ -199,6 +201,7 @@ def refine(
             positions=positions or (),
             n_random=n_random,
             dissimilarity=dissimilarity.value,
+            norms=norms.value,
             always=always,
             seed=seed,
             budget_mib=budget_mib,
@@ -206,11 +209,8 @@ def refine(
         )
     page = None
     if out is not None:
-        from crosspatch.report.paths import Page, refinement_section
-
         what = given.pairs.provenance.split(" (")[0]
-        shown_page = Page(f"Which paths carry {what}?", refinement=refinement_section(grown, given.pairs))
-        page = write_folder(out, lambda path: save_refinement(grown, path), {"steps": grown.log}, given, shown_page)
+        page = write_folder(out, [grown], {"steps": grown.log}, given, f"Which paths carry {what}?")
     result(
         {
             "ok": True,

@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def rebuild(
-    folder: Annotated[Path, typer.Argument(help="A folder written by `crosspatch localize`.")],
+    folder: Annotated[Path, typer.Argument(help="A folder written by `crosspatch localize`, `patch` or `paths`.")],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

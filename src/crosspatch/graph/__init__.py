@@ -1,5 +1,6 @@
 """The vocabulary: names, addresses, nodes, receivers, edges. No torch here."""
 
+from crosspatch.graph.edges import EdgeTable, edge_table
 from crosspatch.graph.names import (
     ALL,
     INDEXED,
@@ -21,10 +22,12 @@ __all__ = [
     "INDEXED",
     "KINDS",
     "Address",
+    "EdgeTable",
     "ModelShape",
     "Site",
     "children",
     "comes_before",
+    "edge_table",
     "edges",
     "key_value",
     "nodes",

@@ -23,6 +23,8 @@ class ModelShape:
         has_neurons: the MLP block has one set of hidden neurons; false for a mixture of experts.
         has_mlp: blocks have an MLP; false for an attention-only model, whose blocks have no `resid_mid` either (it
             would be their `resid_post`).
+        causal: a token sees itself and earlier tokens only; false where attention is bidirectional in any layer, so
+            that every position depends on every other.
 
     Raises:
         ModelError: a size below one, query heads that do not divide into the key/value heads, or neurons or parallel
@@ -39,12 +41,13 @@ class ModelShape:
     parallel: bool = False
     has_neurons: bool = True
     has_mlp: bool = True
+    causal: bool = True
 
     def __post_init__(self) -> None:
         small = [
             f.name
             for f in fields(self)
-            if f.name not in ("parallel", "has_neurons", "has_mlp", "d_mlp") and getattr(self, f.name) < 1
+            if f.name not in ("parallel", "has_neurons", "has_mlp", "causal", "d_mlp") and getattr(self, f.name) < 1
         ]
         if small:
             raise ModelError(f"{small[0]} is {getattr(self, small[0])}, it must be at least 1", where="ModelShape")

@@ -13,7 +13,7 @@ from crosspatch.metrics.answers import (
     WrongLogit,
 )
 from crosspatch.metrics.base import PAD, Metric, Targets, View, evaluate, needed_columns, needs_all_positions, pad
-from crosspatch.metrics.distribution import KL, CrossEntropy, Entropy, FunctionMetric, JensenShannon
+from crosspatch.metrics.distribution import KL, CrossEntropy, Entropy, FunctionMetric, JensenShannon, LogitDistance
 from crosspatch.metrics.resolve import DEFAULT, METRICS, resolve_metrics
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "JensenShannon",
     "LogProb",
     "LogitDiff",
+    "LogitDistance",
     "Metric",
     "Prob",
     "ProbDiff",

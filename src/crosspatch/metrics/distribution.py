@@ -85,6 +85,26 @@ class JensenShannon(_Divergence):
         return (0.5 * (halves[0] + halves[1])).clamp_min(0)
 
 
+class LogitDistance(_Divergence):
+    """Mean absolute difference of all outputs from those of the reference run.
+
+    For models whose outputs are no distribution (compiled programs, regressors), and as a distance that adds up.
+    """
+
+    unit = "logits"
+    range = (0.0, float("inf"))
+    known_failure = "counts every output alike, and a shift of all logits that no softmax sees"
+
+    @property
+    def name(self) -> str:
+        return "logit_distance" if self.reference == "clean" else "logit_distance_corrupt"
+
+    def values(self, view: View) -> Float[Tensor, " row"]:
+        logits = view.targets.clean_logits if self.reference == "clean" else view.targets.corrupt_logits
+        assert logits is not None  # Metric.check
+        return (view.logits - view.of(logits).to(view.logits)).abs().mean(-1)
+
+
 @dataclass(frozen=True)
 class Entropy(Metric):
     """Entropy of the next-token distribution, in nats. Its rise is damage: the patch made the model unsure."""

@@ -19,7 +19,7 @@ from crosspatch.metrics.answers import (
     WrongLogit,
 )
 from crosspatch.metrics.base import Metric
-from crosspatch.metrics.distribution import KL, CrossEntropy, Entropy, FunctionMetric, JensenShannon
+from crosspatch.metrics.distribution import KL, CrossEntropy, Entropy, FunctionMetric, JensenShannon, LogitDistance
 
 METRICS: dict[str, Callable[[], Metric]] = {
     "logit_diff": LogitDiff,
@@ -38,6 +38,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "kl_corrupt": lambda: KL("corrupt"),
     "js": JensenShannon,
     "js_corrupt": lambda: JensenShannon("corrupt"),
+    "logit_distance": LogitDistance,
+    "logit_distance_corrupt": lambda: LogitDistance("corrupt"),
     "entropy": Entropy,
     "cross_entropy": CrossEntropy,
 }

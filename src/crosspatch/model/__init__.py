@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from crosspatch.model.load import load
     from crosspatch.model.model import Model
     from crosspatch.model.replay import record, replay
-    from crosspatch.model.run import Cost, Edit, FromRun, Readout, Row, Run
+    from crosspatch.model.run import Blocked, Cost, Edit, FromRun, Readout, Row, Run
 
 __all__ = [
     "Anatomy",
+    "Blocked",
     "CheckReport",
     "Cost",
     "Edit",
@@ -39,6 +40,6 @@ make_lazy(
         "load": ("load",),
         "model": ("Model",),
         "replay": ("record", "replay"),
-        "run": ("Cost", "Edit", "FromRun", "Readout", "Row", "Run"),
+        "run": ("Blocked", "Cost", "Edit", "FromRun", "Readout", "Row", "Run"),
     },
 )

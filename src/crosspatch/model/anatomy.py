@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crosspatch.errors import ModelError
 from crosspatch.graph.shape import ModelShape
+from crosspatch.model.attention import is_causal
 
 ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "attn": ("self_attn", "attn", "attention"),
@@ -295,10 +296,11 @@ def read_shape(model: nn.Module, anatomy: Anatomy) -> ModelShape:
         d_model=d_model,
         d_head=int(d_head or d_model // n_heads),
         d_mlp=_in_features(down) if down is not None else 0,
-        vocab=int(config.vocab_size),
+        vocab=int(getattr(anatomy.lm_head, "out_features", config.vocab_size)),
         parallel=anatomy.blocks[0].parallel,
         has_neurons=down is not None,
         has_mlp=anatomy.blocks[0].mlp is not None,
+        causal=all(is_causal(block.attn) for block in anatomy.blocks),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -35,11 +35,28 @@ class _Captured(Exception):
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """How scores become a pattern in one layer: scale, soft cap (Gemma 2) and sliding window, if any."""
+    """How scores become a pattern in one layer: scale, soft cap (Gemma 2) and sliding window, if any.
+
+    A query sees keys fewer than ``window`` tokens away, where attention is ``causal`` only its own and earlier ones.
+    """
 
     scaling: float
     softcap: float | None = None
     window: int | None = None
+    causal: bool = True
+
+
+def is_causal(attention: Any) -> bool:
+    """Whether queries see earlier tokens only: true unless the attention module or its config says otherwise."""
+    owners = (attention, getattr(attention, "config", None))
+    return all(getattr(owner, "is_causal", True) is not False for owner in owners)
+
+
+def _window(attention: Any, window: int | None) -> int | None:
+    """The first distance that is out of sight. Where the config alone makes attention bidirectional, ``transformers``
+    counts the window itself as seen; families with a rule of their own (Gemma 3) do not."""
+    own = getattr(attention, "is_causal", True) is False
+    return window if window is None or own or is_causal(attention) else window + 1
 
 
 def _capture(
@@ -49,7 +66,8 @@ def _capture(
     rule = AttentionRule(
         scaling=float(scaling) if scaling is not None else query.shape[-1] ** -0.5,
         softcap=kwargs.pop("softcap", None),
-        window=kwargs.pop("sliding_window", None),
+        window=_window(module, kwargs.pop("sliding_window", None)),
+        causal=is_causal(module),
     )
     # Switches (True/False) ask for extra outputs; numbers and tensors change what attention computes.
     unknown = [n for n, value_ in kwargs.items() if not (value_ is None or isinstance(value_, bool) or n in _IGNORED)]
@@ -81,6 +99,7 @@ def capturing(attentions: Sequence[Any]) -> Iterator[None]:
     configs = {id(module.config): module.config for module in attentions if hasattr(module, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     own = [module for module in attentions if hasattr(module, "_attn") and hasattr(module, "scale_attn")]
+    shadows = [vars(module).get("_attn") for module in own]
     try:
         for config in configs.values():
             config._attn_implementation = _NAME
@@ -90,8 +109,11 @@ def capturing(attentions: Sequence[Any]) -> Iterator[None]:
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-        for module in own:
-            del module._attn
+        for module, shadow in zip(own, shadows, strict=True):
+            if shadow is None:
+                del module._attn
+            else:  # capturing inside capturing
+                module._attn = shadow
 
 
 def query_key_value(
@@ -111,13 +133,12 @@ def query_key_value(
 
 
 @lru_cache(maxsize=512)
-def causal_mask(positions: tuple[int, ...], n_keys: int, window: int | None, device: torch.device) -> Tensor | None:
+def seen_mask(positions: tuple[int, ...], n_keys: int, rule: AttentionRule, device: torch.device) -> Tensor | None:
     """True where a query at ``positions[i]`` may see key ``j``; None when every query sees every key."""
-    query = torch.tensor(positions, device=device)[:, None]
-    key = torch.arange(n_keys, device=device)[None]
-    mask = key <= query
-    if window is not None:
-        mask &= query - key < window
+    back = torch.tensor(positions, device=device)[:, None] - torch.arange(n_keys, device=device)[None]
+    mask = back >= 0 if rule.causal else torch.ones_like(back, dtype=torch.bool)
+    if rule.window is not None:
+        mask &= back.abs() < rule.window
     return None if bool(mask.all()) else mask
 
 
@@ -128,24 +149,44 @@ def attend(
     positions: tuple[int, ...],
     rule: AttentionRule,
     edit_pattern: Callable[[Tensor], Tensor] | None = None,
+    blocked: Bool[Tensor, "row head query key"] | None = None,
 ) -> Float[Tensor, "row query head d_head"]:
     """Head outputs z. ``edit_pattern`` sees and returns the pattern ``[row, head, query, key]``; without it, and
-    without a soft cap, the pattern is never written to memory.
+    without a soft cap or ``blocked`` keys, the pattern is never written to memory. A query all of whose keys are
+    blocked gives zero.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    mask = causal_mask(positions, k.shape[2], rule.window, q.device)
+    mask = seen_mask(positions, k.shape[2], rule, q.device)
     groups = q.shape[1] // k.shape[1]
-    if edit_pattern is None and rule.softcap is None:
+    if edit_pattern is None and rule.softcap is None and blocked is None:
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scaling, enable_gqa=groups > 1)
         return z.transpose(1, 2)
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(-1, -2) * rule.scaling
-    if rule.softcap is not None:
-        scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    pattern = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    scores = _scores(q, k, mask, rule)
+    if blocked is not None:
+        scores = scores.masked_fill(blocked, -math.inf)
+    pattern = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    if blocked is not None:
+        pattern = pattern.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0)
     if edit_pattern is not None:
         pattern = edit_pattern(pattern)
     return (pattern @ v).transpose(1, 2)
+
+
+def attention_scores(
+    q: Float[Tensor, "row query head d_head"],
+    k: Float[Tensor, "row key kv_head d_head"],
+    positions: tuple[int, ...],
+    rule: AttentionRule,
+) -> Float[Tensor, "row head query key"]:
+    """What the softmax is taken of: scaled, capped, minus infinity where a query does not see a key."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], 2).transpose(1, 2)
+    return _scores(q.transpose(1, 2), k, seen_mask(positions, k.shape[2], rule, q.device), rule)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, rule: AttentionRule) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * rule.scaling
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    return scores if mask is None else scores.masked_fill(~mask, -math.inf)

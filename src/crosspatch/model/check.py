@@ -15,7 +15,8 @@ from crosspatch.model.model import Model
 from crosspatch.model.replay import record
 
 # Largest error, relative to the largest entry, that rounding can explain in each dtype.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+# Families compute norms or softmax in float32 whatever the dtype, so that more cannot be asked of float64.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _prompts(model: Model, quick: bool) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     lengths = [8] if quick else [72, 9]
     limit = model.context or 10**9
-    return [torch.randint(model.shape.vocab, (min(n, limit),), generator=generator).tolist() for n in lengths]
+    return [torch.randint(model.n_tokens, (min(n, limit),), generator=generator).tolist() for n in lengths]
 
 
 @torch.no_grad()

@@ -63,6 +63,11 @@ class Model:
         return self.hf.get_input_embeddings().weight.device
 
     @property
+    def n_tokens(self) -> int:
+        """How many token ids there are; `shape.vocab` counts logits, which is another number in a compiled model."""
+        return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    @property
     def context(self) -> int | None:
         """Most tokens that a prompt may have, where the config says."""
         config = self.hf.config.get_text_config() if hasattr(self.hf.config, "get_text_config") else self.hf.config
@@ -169,11 +174,17 @@ class Model:
             self.rules[layer] = query_key_value(block.attn, x, kwargs)[3]
         return self.rules[layer]
 
-    @torch.no_grad()
     def unembed(
         self, hidden: Float[Tensor, "read d_model"], columns: Sequence[int] | Tensor | None = None
     ) -> Float[Tensor, "read column"]:
-        """Logits of normalised last-layer states; only the asked columns of a plain linear head are computed."""
+        """Logits of normalised last-layer states; only the asked columns of a plain linear head are computed.
+
+        They have a gradient where `hidden` has one.
+        """
+        with torch.set_grad_enabled(hidden.requires_grad):
+            return self._unembed(hidden, columns)
+
+    def _unembed(self, hidden: Tensor, columns: Sequence[int] | Tensor | None) -> Tensor:
         head = self.anatomy.lm_head
         if columns is None:
             logits = head(hidden)

@@ -12,7 +12,7 @@ from torch import Tensor
 from crosspatch.errors import InterventionError
 from crosspatch.graph.names import Site
 from crosspatch.model.pack import GroupKey
-from crosspatch.model.run import STAGES, Edit, FromRun, Key, Row, Run, store_key
+from crosspatch.model.run import STAGES, Blocked, Edit, FromRun, Key, Row, Run, store_key
 
 _AFTER_ATTENTION = frozenset(STAGES[STAGES.index("z") :])
 # Edits of these kinds in the last layer reach the output only from a position that is read.
@@ -28,7 +28,7 @@ class Atom:
     key: Key
     site: Site
     positions: list[int]
-    value: Tensor | Callable[[Tensor], Tensor] | None
+    value: Tensor | Callable[[Tensor], Tensor] | Blocked | None
     source: Run | None = None
     source_tokens: list[int] = field(default_factory=list)  # indices into the packed tokens of ``source``
     equal: set[int] = field(default_factory=set)  # entries of ``positions`` whose value is the base run's already
@@ -117,11 +117,20 @@ def make_plan(
         if not mine:
             unchanged.append(index)
             continue
-        first = min(min(atom.positions) for atom in mine)
+        first, last = _reach(base, row.example)
+        first = min(min(atom.positions) for atom in mine) if first is None else first
         start = min((atom.key[0], _join_stage(atom.key[1])) for atom in mine)
         read = base.read[row.example]
-        planned.append(PlannedRow(index, row.example, (first, max(read) + 1, read), start, mine))
+        planned.append(PlannedRow(index, row.example, (first, last, read), start, mine))
     return Plan(planned, unchanged, [row.example for row in rows])
+
+
+def _reach(base: Run, example: int) -> tuple[int | None, int]:
+    """Which positions of an example a patched row has to compute: from the first (None: from its first edit) to the
+    last that the reads depend on. Where attention is bidirectional every position depends on every edit."""
+    if base.model.shape.causal:
+        return None, max(base.read[example]) + 1
+    return 0, len(base.tokens[example])
 
 
 def _join_stage(kind: str) -> int:
@@ -146,7 +155,7 @@ def _atom(base: Run, index: int, row: Row, edit: Edit) -> Atom | None:
         )
     length = len(base.tokens[row.example])
     positions = _absolute(edit.positions, length, str(edit.site), row.example)
-    end = max(base.read[row.example]) + 1
+    end = _reach(base, row.example)[1]
     local = layer == shape.n_layers - 1 and kind in _LAST_LAYER_LOCAL
     read = base.read[row.example]
     keep = [i for i, p in enumerate(positions) if p < end and (not local or p in read)]
@@ -158,13 +167,21 @@ def _atom(base: Run, index: int, row: Row, edit: Edit) -> Atom | None:
         atom.value = edit.value
         if edit.value.dim() == 2 and edit.value.shape[0] == len(positions) != len(keep):
             atom.pick = keep
+    elif isinstance(edit.value, Blocked):
+        if kind != "pattern":
+            raise InterventionError(
+                "only an attention pattern has keys to block",
+                where=str(edit.site),
+                fix=f"edit a pattern, for example a{layer}.h0.pattern",
+            )
+        atom.value = Blocked(tuple(_absolute(edit.value.keys, length, f"keys of {edit.site}", row.example)))
     elif callable(edit.value):
         atom.value = edit.value
     else:
         raise InterventionError(
             f"the value is a {type(edit.value).__name__}",
             where=str(edit.site),
-            fix="give FromRun(run, example), a tensor, or a function of the present value",
+            fix="give FromRun(run, example), a tensor, a function of the present value, or Blocked(keys)",
         )
     return atom if keep else None
 
@@ -251,10 +268,11 @@ def _drop_equal(
 ) -> None:
     """Drop positions at which an edit gives the value that is there anyway.
 
-    Before the first token at which two unedited runs differ their values are equal by causality, whatever rounding
-    says; elsewhere they are compared bit by bit. An edit that puts the base run's own value back is no edit only
-    where nothing earlier in the same row has changed it.
+    Where attention is causal, values before the first token at which two unedited runs differ are equal, whatever
+    rounding says; elsewhere they are compared bit by bit. An edit that puts the base run's own value back is no edit
+    only where nothing earlier in the same row has changed it.
     """
+    causal = base.model.shape.causal
     first_difference: dict[tuple[int, int, int], int] = {}
     compare: dict[tuple[int, Key, bool], list[Atom]] = {}
     for mine in atoms:
@@ -262,7 +280,7 @@ def _drop_equal(
             run = atom.source
             if run is None:
                 continue
-            if not run.edited and not base.edited:
+            if causal and not run.edited and not base.edited:
                 _mark_shared_prefix(base, atom, examples[atom.row], first_difference)
             if atom.key[1] != "pattern" and len(atom.equal) < len(atom.positions):
                 compare.setdefault((id(run), atom.key, atom.site.index is None), []).append(atom)
@@ -277,7 +295,8 @@ def _drop_equal(
         changed = 10**9  # first position that an earlier edit of this row changes
         for atom in mine:
             _keep(atom, [i for i, p in enumerate(atom.positions) if i not in atom.equal or p >= changed])
-            changed = min([changed, *atom.positions])
+            if atom.positions:
+                changed = min(changed, min(atom.positions) if causal else 0)
         mine[:] = [atom for atom in mine if atom.positions]
 
 

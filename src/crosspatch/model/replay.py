@@ -60,7 +60,8 @@ def record(
     for site in restart_at:
         layer, kind = store_key(model.site(site), n)
         kept |= {(layer, kind)} | restart_keys(layer, kind, model.shape.parallel)
-        kept |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
+        if model.shape.causal:  # keys and values of the positions before a row's first
+            kept |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
     _fill(run, kept, budget_mib)
     return run
 
@@ -242,10 +243,11 @@ def _checked(
     ids = [[int(t) for t in prompt] for prompt in tokens]
     if not ids:
         raise InterventionError("no prompts were given", where="record", fix="give at least one list of token ids")
+    n_tokens = model.n_tokens
     for i, prompt in enumerate(ids):
-        bad = [t for t in prompt if not 0 <= t < model.shape.vocab]
+        bad = [t for t in prompt if not 0 <= t < n_tokens]
         if not prompt or bad:
-            what = f"token ids {bad[:3]} outside 0..{model.shape.vocab - 1}" if bad else "an empty prompt"
+            what = f"token ids {bad[:3]} outside 0..{n_tokens - 1}" if bad else "an empty prompt"
             raise InterventionError(what, where=f"example {i}", fix="tokenise with this model's own tokenizer")
     if read is None:
         return ids, [(len(prompt) - 1,) for prompt in ids]

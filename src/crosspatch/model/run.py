@@ -33,7 +33,16 @@ class FromRun:
     positions: tuple[int, ...] | None = None
 
 
-Value = FromRun | Tensor | Callable[[Tensor], Tensor]
+@dataclass(frozen=True)
+class Blocked:
+    """For a pattern: its queries do not see these keys. The softmax runs over the keys that are left; where none is,
+    the head gives zero. (Pattern entries cannot say this once the softmax is saturated: what is left is rounded off.)
+    """
+
+    keys: tuple[int, ...]
+
+
+Value = FromRun | Tensor | Callable[[Tensor], Tensor] | Blocked
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Edit:
     """One change to one run: ``site`` at ``positions`` takes ``value``.
 
     ``value`` is a :class:`FromRun`, a tensor that broadcasts to ``[position, width]``, or a function from the
-    present value ``[position, width]`` to the new one. Positions may be negative (from the end of the prompt).
+    present value ``[position, width]`` to the new one; for a pattern also :class:`Blocked`. Positions may be negative
+    (from the end of the prompt).
     """
 
     site: Site

@@ -17,7 +17,7 @@ from crosspatch.model.activation import one_kernel
 from crosspatch.model.attention import AttentionRule, attend, capturing, query_key_value
 from crosspatch.model.pack import Group, Pack
 from crosspatch.model.plan import Atom, PlannedRow, example_of
-from crosspatch.model.run import STAGES, Key, Run
+from crosspatch.model.run import STAGES, Blocked, Key, Run
 
 Tap = Callable[[Key, Tensor, Pack], None]
 PatternTap = Callable[[list[int], Tensor], None]  # rows, pattern [row, head, query, key]
@@ -135,12 +135,26 @@ class Walk:
                 q = q[:, at]
             if group.first:
                 k, v = (torch.cat([self._before(layer, name, group), t], 1) for name, t in (("k", k), ("v", v)))
-            mine = [atom for atom in edits if pack.slot[atom.row][0] is group]
+            here = [atom for atom in edits if pack.slot[atom.row][0] is group]
+            mine = [atom for atom in here if not isinstance(atom.value, Blocked)]
             edit = None
             if mine or layer in self.pattern_taps:
                 edit = self._pattern_editor(layer, group, positions, mine)
-            out.append(attend(q, k, v, positions, rule, edit).flatten(0, 1))
+            blocked = self._blocked(q, k, positions, [a for a in here if isinstance(a.value, Blocked)])
+            out.append(attend(q, k, v, positions, rule, edit, blocked).flatten(0, 1))
         return torch.cat(out) if len(out) > 1 else out[0]
+
+    def _blocked(self, q: Tensor, k: Tensor, positions: tuple[int, ...], atoms: list[Atom]) -> Tensor | None:
+        """True where a query of one group's rows may not see a key, ``[row, head, query, key]``."""
+        if not atoms:
+            return None
+        blocked = torch.zeros(q.shape[0], q.shape[2], q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+        for atom in atoms:
+            assert isinstance(atom.value, Blocked)
+            i, at = self.pack.slot[atom.row][1], [positions.index(p) for p in atom.positions]
+            keys = [key for key in atom.value.keys if key < k.shape[1]]
+            blocked[i, atom.site.index, torch.tensor(at)[:, None], torch.tensor(keys, dtype=torch.long)] = True
+        return blocked
 
     def _pattern_editor(
         self, layer: int, group: Group, positions: tuple[int, ...], atoms: list[Atom]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crosspatch.graph import ModelShape, Site, key_value
-from crosspatch.model import Edit, FromRun
+from crosspatch.model import Blocked, Edit, FromRun
 from crosspatch.model.run import store_key
 from crosspatch.patching.plan import Cell
 from crosspatch.patching.positions import Spot
@@ -120,4 +120,5 @@ def _value(edit: Edit, base: Tensor) -> Tensor:
     if isinstance(edit.value, FromRun):
         at = edit.positions if edit.value.positions is None else edit.value.positions
         return edit.value.run.value(edit.site, edit.value.example)[list(at)].to(base.device)
+    assert not isinstance(edit.value, Blocked)  # only patterns are blocked, and those get no push
     return edit.value.to(base) if isinstance(edit.value, Tensor) else edit.value(base)

@@ -220,8 +220,8 @@ def embedding_std(model: Model, sample: int = 512) -> float:
     Over `sample` tokens spread evenly over the vocabulary, each alone at the first position; what all tokens share
     (a position embedding, say) is taken out.
     """
-    step = max(1, model.shape.vocab // sample)
-    embedded = model.embed([[token] for token in range(0, model.shape.vocab, step)]).float()
+    step = max(1, model.n_tokens // sample)
+    embedded = model.embed([[token] for token in range(0, model.n_tokens, step)]).float()
     return float((embedded - embedded.mean(0)).std())
 
 

@@ -1,6 +1,7 @@
 """Path patching: a claim is a set of paths; test it exactly, score it, see where it fails, refine it."""
 
 from crosspatch.paths.attribute import Attribution, attribute
+from crosspatch.paths.decohere import Decohering, decohere
 from crosspatch.paths.dissimilarity import DISSIMILARITIES, Dissimilarity
 from crosspatch.paths.evaluate import PathReadout, evaluate, make_plan
 from crosspatch.paths.files import Hypotheses, parse_hypotheses, read_hypotheses
@@ -14,8 +15,10 @@ from crosspatch.paths.inspect import (
     listed,
     require_some,
 )
+from crosspatch.paths.mediate import Mediation, mediation
 from crosspatch.paths.pairs import Pairs, fixed_reference, task_pairs, text_pairs
 from crosspatch.paths.pathset import (
+    Decohered,
     PathSet,
     avoiding,
     everything,
@@ -28,12 +31,15 @@ from crosspatch.paths.pathset import (
     via,
 )
 from crosspatch.paths.refine import Refinement, Step, refine, steps, sweep_steps
+from crosspatch.paths.saved import load, save
 from crosspatch.paths.scores import PathTest, test_paths
-from crosspatch.paths.sender import Mediation, SenderEffects, mediation, path_patch, sender_paths
+from crosspatch.paths.sender import SenderEffects, path_patch, sender_paths
 
 __all__ = [
     "DISSIMILARITIES",
     "Attribution",
+    "Decohered",
+    "Decohering",
     "Dissimilarity",
     "Hypotheses",
     "Mediation",
@@ -49,6 +55,7 @@ __all__ = [
     "canonical",
     "contains",
     "count",
+    "decohere",
     "equal",
     "evaluate",
     "everything",
@@ -59,6 +66,7 @@ __all__ = [
     "has_path",
     "intersection",
     "listed",
+    "load",
     "make_plan",
     "mediation",
     "nothing",
@@ -68,6 +76,7 @@ __all__ = [
     "read_hypotheses",
     "refine",
     "require_some",
+    "save",
     "sender_paths",
     "steps",
     "sweep_steps",

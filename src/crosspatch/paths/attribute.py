@@ -16,6 +16,7 @@ from crosspatch.model import Model
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.measure import measure
+from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet
 from crosspatch.results import statistics
@@ -51,6 +52,7 @@ def attribute(
     *,
     dissimilarity: str | Dissimilarity = "abs_loss",
     always: PathSet | None = None,
+    norms: Norms = "recomputed",
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -62,6 +64,7 @@ def attribute(
         pairs: one reference, many counterfactuals (`fixed_reference`).
         dissimilarity: whose signed quantity is followed.
         always: paths that stay on the reference.
+        norms: see `evaluate`.
 
     Raises:
         PathError: more than one reference, or a set that does not fit.
@@ -74,7 +77,7 @@ def attribute(
         )
     chosen = resolve(dissimilarity)
     keep = ~patched if always is None else ~patched | always
-    found = measure(model, [keep], pairs, chosen, budget_mib=budget_mib, progress=progress)
+    found = measure(model, [keep], pairs, chosen, norms=norms, budget_mib=budget_mib, progress=progress)
     reference = found.reference_reads[0]
     draws = np.stack(found.signed_reads[0]) - reference
     sampler = statistics.resampler(len(draws), pairs.clusters, seed=seed)

@@ -15,9 +15,11 @@ from typing import Any
 from crosspatch.errors import AddressError, PathError
 from crosspatch.graph import ModelShape, Site, comes_before, nodes, parse_site, validate
 from crosspatch.paths.language import CHANNELS, Channel, Hop, Link, Route, Step, matching, refuse, require_possible
-from crosspatch.paths.pathset import EDGE_ENDS, Combined, Complement, EdgePaths, PathSet, Pattern
+from crosspatch.paths.pathset import EDGE_ENDS, Combined, Complement, Decohered, EdgePaths, PathSet, Pattern
 
 State = tuple[Any, ...]
+COUNTER, REFERENCE = -2, -1
+"""Runs that a path may carry; further counterfactuals are COUNTER - 1, COUNTER - 2, ..."""
 Position = int | str
 Window = tuple[int, int]
 
@@ -32,7 +34,7 @@ class Vocabulary:
     windows: tuple[Window, ...]
 
 
-def vocabulary(sets: Sequence[PathSet], shape: ModelShape) -> Vocabulary:
+def vocabulary(sets: Sequence[PathSet | Decohered], shape: ModelShape) -> Vocabulary:
     """Everything that some sets name."""
     positions: dict[Position, None] = {}
     windows: dict[Window, None] = {}
@@ -80,7 +82,9 @@ class Automaton:
         self.senders: list[dict[State, frozenset[int]]] = []
         self._senders_of: dict[EdgePaths, int] = {}
 
-    def start(self, paths: PathSet, place: Place) -> State:
+    def start(self, paths: PathSet | Decohered, place: Place) -> State:
+        if isinstance(paths, Decohered):
+            return _joined("split", [self.start(part, place) for part in (paths.kept, *paths.groups)])
         if isinstance(paths, Pattern):
             route = paths.route
             require_possible(route, self.words.shape)
@@ -118,6 +122,15 @@ class Automaton:
             case (how, *parts):
                 return _joined(how, [self.read(part, node, channel, place) for part in parts])
         raise AssertionError(state)
+
+    def source(self, state: State) -> int:
+        """The run that a path, complete at the input, carries."""
+        if state[0] != "split":
+            return REFERENCE if self.holds(state) else COUNTER
+        kept, *groups = state[1:]
+        if self.holds(kept):
+            return REFERENCE
+        return next((COUNTER - 1 - i for i, group in enumerate(groups) if self.holds(group)), COUNTER)
 
     def holds(self, state: State) -> bool:
         match state:
@@ -228,6 +241,10 @@ def _joined(how: str, parts: list[State]) -> State:
     if how == "not":
         return ("not", parts[0])
     dead = [part in EMPTY for part in parts]
+    if how == "split":  # the order of the groups says which counterfactual is whose
+        return (
+            parts[0] if all(dead[1:]) else ("split", *(_OUTSIDE if d else p for p, d in zip(parts, dead, strict=True)))
+        )
     if how == "and" and any(dead):
         return _OUTSIDE
     alive = [part for part, gone in zip(parts, dead, strict=True) if not gone]

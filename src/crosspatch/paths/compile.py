@@ -3,7 +3,8 @@
 Treeify gives every path its own copy of every node on it. A copy is determined by its node and by which of the paths
 into it are important (the *residual hypothesis*), so equal ones are one. Copies that no important path reaches have the
 counterfactual run's value, copies that only important paths reach the reference run's; both are known. What is left is
-a *variant*. With an edge set every node has one variant at most (two streams: the other is the counterfactual run).
+a *variant*. The class of a copy is the number of its variant, or that of the plain run (negative) whose value it has.
+With an edge set every node has one variant at most (two streams: the other is the counterfactual run).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 from jaxtyping import Int
 
 from crosspatch.graph import Site
-from crosspatch.paths.automaton import Automaton, Place, State, Vocabulary
+from crosspatch.paths.automaton import REFERENCE, Automaton, Place, State, Vocabulary
 from crosspatch.paths.language import CHANNELS
-from crosspatch.paths.pathset import PathSet
+from crosspatch.paths.pathset import Decohered, PathSet
 
-COUNTER, REFERENCE = -2, -1
-"""Classes of copies whose value a plain run has; a variant's class is its number."""
+NORMS = {
+    "recomputed": "norms recomputed on the mixed input",
+    "frozen": "norms of mixed inputs frozen at the scale of the reference run",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Plan:
         streams: residual streams that are read, by number.
         variants: for each node its copies, by number; numbers count over all nodes.
         final: for each set the stream that the logits read, by kind of position.
+        norms: whether readers of mixed streams recompute their norm's scale, or take the reference run's.
     """
 
     words: Vocabulary
@@ -76,6 +80,7 @@ class Plan:
     streams: list[Stream] = field(default_factory=list)
     variants: list[HeadVariant | MlpVariant] = field(default_factory=list)
     final: list[tuple[int, ...]] = field(default_factory=list)
+    norms: str = "recomputed"
 
     @property
     def method(self) -> str:
@@ -98,7 +103,7 @@ class Plan:
         return (
             f"{self.method}: {len(self.variants)} copies of {n} nodes besides the two plain runs "
             f"({len(self.variants) / n:.2f} forward passes' worth of nodes), {len(self.final)} path set"
-            f"{'s' if len(self.final) != 1 else ''}"
+            f"{'s' if len(self.final) != 1 else ''}; {NORMS[self.norms]}"
         )
 
 
@@ -112,7 +117,9 @@ def reader_level(site: Site, words: Vocabulary) -> int:
     return start if site.kind == "z" or shape.parallel else start + shape.n_heads
 
 
-def compile_paths(sets: Sequence[PathSet], words: Vocabulary, atoms: Atoms, anew: Collection[int] = ()) -> Plan:
+def compile_paths(
+    sets: Sequence[PathSet | Decohered], words: Vocabulary, atoms: Atoms, anew: Collection[int] = ()
+) -> Plan:
     """Find the copies of nodes that some path sets need, each once.
 
     Args:
@@ -139,7 +146,7 @@ class _Compiler:
         self.node_of: dict[tuple[int, State, bool], tuple[int, ...]] = {}
         self.number: dict[tuple[int, bytes] | HeadVariant | MlpVariant, int] = {}
 
-    def run(self, sets: Sequence[PathSet], anew: Collection[int]) -> Plan:
+    def run(self, sets: Sequence[PathSet | Decohered], anew: Collection[int]) -> Plan:
         level = len(self.plan.words.nodes)
         for number, paths in enumerate(sets):
             self.anew = number in anew
@@ -163,16 +170,21 @@ class _Compiler:
         """The plain run that a stream equals at one kind of position, or its own class."""
         if stream < 0:
             return stream
-        column = self.plan.streams[stream].classes[:, atom]
-        if (column == COUNTER).all():
-            return COUNTER
-        return REFERENCE if (column == REFERENCE).all() and not self.anew else stream
+        if len(self.writing) == 1 and not self.anew:  # it would have been that run's number
+            return stream
+        run = self._one_run(self.plan.streams[stream].classes[:, atom])
+        return stream if run is None else run
+
+    def _one_run(self, classes: Int[np.ndarray, " copy"]) -> int | None:
+        """The plain run that all of some copies have the value of, if there is one that may stand for them."""
+        run = int(classes.flat[0])
+        whole = run < 0 and (classes == run).all() and not (run == REFERENCE and self.anew)
+        return run if whole else None
 
     def _stream_number(self, level: int, classes: Int[np.ndarray, "node atom"]) -> int:
-        if (classes == COUNTER).all():
-            return COUNTER
-        if (classes == REFERENCE).all() and not self.anew:
-            return REFERENCE
+        run = self._one_run(classes)
+        if run is not None:
+            return run
         signature = (level, classes.tobytes())
         if signature not in self.number:
             self.number[signature] = len(self.plan.streams)
@@ -190,7 +202,7 @@ class _Compiler:
         level, kind = self.levels[node], self.plan.words.nodes[node].kind
         places = range(len(self.writing))
         if kind == "input":
-            return (REFERENCE if self.automaton.holds(state) else COUNTER,) * len(places)
+            return (self.automaton.source(state),) * len(places)
         q = [self.stream(level, self.automaton.read(state, node, "q", self.querying[a])) for a in places]
         if kind == "mlp_out":
             return tuple(self._variant(MlpVariant(node, q[a]), {self.plain(q[a], a)}) for a in places)
@@ -206,7 +218,7 @@ class _Compiler:
 
     def _variant(self, variant: HeadVariant | MlpVariant, reads: set[int]) -> int:
         """The class of a copy, given which plain runs or streams it really reads."""
-        if reads in ({COUNTER}, {REFERENCE}):
+        if len(reads) == 1 and min(reads) < 0:
             return reads.pop()
         if variant not in self.number:
             self.number[variant] = len(self.plan.variants)
@@ -224,18 +236,18 @@ def _pruned(plan: Plan) -> Plan:
         if stream < 0 or stream in streams:
             continue
         streams[stream] = 0
-        for number in set(plan.streams[stream].classes.flat) - {COUNTER, REFERENCE, *variants}:
+        for number in {one for one in plan.streams[stream].classes.flat if one >= 0} - {*variants}:
             variants[number] = 0
             waiting += _reads(plan.variants[number])
     for kept in (streams, variants):
-        kept |= {old: new for new, old in enumerate(sorted(kept))} | {COUNTER: COUNTER, REFERENCE: REFERENCE}
-    renumber = np.vectorize(variants.__getitem__, otypes=[np.int64])
+        kept |= {old: new for new, old in enumerate(sorted(kept))}
+    renumber = np.vectorize(lambda one: variants.get(one, one), otypes=[np.int64])  # plain runs keep their numbers
     return Plan(
         plan.words,
         plan.atoms,
         [Stream(one.level, renumber(one.classes)) for number, one in enumerate(plan.streams) if number in streams],
         [_rewired(one, streams) for number, one in enumerate(plan.variants) if number in variants],
-        [tuple(streams[one] for one in classes) for classes in plan.final],
+        [tuple(streams.get(one, one) for one in classes) for classes in plan.final],
     )
 
 
@@ -248,9 +260,9 @@ def _reads(variant: HeadVariant | MlpVariant) -> set[int]:
 def _rewired(variant: HeadVariant | MlpVariant, streams: dict[int, int]) -> HeadVariant | MlpVariant:
     if isinstance(variant, MlpVariant):
         return MlpVariant(variant.node, streams[variant.x])
-    k, v = (tuple(tuple(streams[one] for one in row) for row in rows) for rows in (variant.k, variant.v))
-    return HeadVariant(variant.node, streams[variant.q], k, v)
+    k, v = (tuple(tuple(streams.get(one, one) for one in row) for row in rows) for rows in (variant.k, variant.v))
+    return HeadVariant(variant.node, streams.get(variant.q, variant.q), k, v)
 
 
 def _contains_zero(windows: frozenset[tuple[int, int]], words: Vocabulary) -> bool:
-    return all((window in windows) == (window[1] == 0) for window in words.windows)
+    return all((window in windows) == (window[0] <= 0 <= window[1]) for window in words.windows)

@@ -44,6 +44,8 @@ class Dissimilarity:
         signed: the quantity whose change `attribute` and `difference_of_means` show; a loss, so that larger is worse.
         unit: of both.
         answers_only: whether logits of the pairs' answers are all that it looks at, so that no others are computed.
+        signed_needs_targets: whether only `signed` needs to know which token comes next, so that pairs without
+            targets have a dissimilarity and no signed quantity.
     """
 
     name: str
@@ -51,6 +53,13 @@ class Dissimilarity:
     signed: Score
     unit: str
     answers_only: bool = False
+    signed_needs_targets: bool = False
+
+    def signed_or_nan(self, logits: Logits, reads: Reads) -> Float[Tensor, " read"]:
+        """`signed`, or NaN where the reads lack what only it needs."""
+        if self.signed_needs_targets and bool((reads.target < 0).any()):
+            return torch.full((len(logits),), torch.nan, dtype=torch.float64, device=logits.device)
+        return self.signed(logits, reads)
 
 
 def loss(logits: Logits, reads: Reads) -> Float[Tensor, " read"]:
@@ -90,7 +99,7 @@ def _kl(reference: Logits, patched: Logits, reads: Reads) -> Float[Tensor, " rea
 DISSIMILARITIES = {
     d.name: d
     for d in (
-        Dissimilarity("kl", _kl, loss, "nats"),
+        Dissimilarity("kl", _kl, loss, "nats", signed_needs_targets=True),
         Dissimilarity("abs_loss", lambda r, p, x: (loss(r, x) - loss(p, x)).abs(), loss, "nats"),
         Dissimilarity("sq_loss", lambda r, p, x: (loss(r, x) - loss(p, x)) ** 2, loss, "nats squared"),
         Dissimilarity(

@@ -2,13 +2,13 @@
 
 Goldowsky-Dill et al. 2023 (arXiv 2304.05969), section 2, on real models: exact, without building the treeified network.
 `paths.compile` says which copies of nodes there are; here they are computed layer by layer, those of a layer stacked.
-Every reader applies its norm to its own mixed input.
+Every reader applies its norm to its own mixed input; `norms="frozen"` holds the norm's scale (`paths.norms`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,11 @@ from crosspatch.errors import PathError
 from crosspatch.model import Model, record
 from crosspatch.model.run import Key
 from crosspatch.paths.automaton import vocabulary
-from crosspatch.paths.compile import HeadVariant, Plan, compile_paths
+from crosspatch.paths.compile import Plan, compile_paths
 from crosspatch.paths.forward import Forward
+from crosspatch.paths.norms import Norms, require_norms
 from crosspatch.paths.pairs import Pairs
-from crosspatch.paths.pathset import PathSet
+from crosspatch.paths.pathset import Decohered, PathSet
 from crosspatch.paths.places import find_atoms, kind_tensor
 from crosspatch.paths.readers import Readers
 
@@ -50,10 +51,11 @@ class PathReadout:
 @torch.no_grad()
 def evaluate(
     model: Model,
-    sets: Sequence[PathSet],
+    sets: Sequence[PathSet | Decohered],
     pairs: Pairs,
     on_read: Callable[[PathReadout], None],
     *,
+    norms: Norms = "recomputed",
     anew: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -64,6 +66,7 @@ def evaluate(
     Args:
         sets: any number of them; copies of nodes that several need are computed once.
         on_read: receives, chunk by chunk, the reference run, the counterfactual run, and every path set.
+        norms: "recomputed" on each mixed input, or "frozen" at the scale of the reference run (`paths.norms`).
         anew: see `compile_paths`.
         budget_mib: memory for one chunk.
         progress: called with (pairs done, pairs in all).
@@ -75,20 +78,23 @@ def evaluate(
     Raises:
         PathError: a set that does not fit the model; no pairs.
         AddressError: a position that a prompt lacks.
+        ModelError: frozen norms in a model whose norms are of another form.
     """
     model.require_eval()
-    plan, kinds = make_plan(model, sets, pairs, anew)
+    plan, kinds = make_plan(model, sets, pairs, anew, norms)
     if on_plan is not None:
         on_plan(plan)
     readers, keys = Readers(plan, model), needed_keys(plan)
+    groups = max((len(one.groups) for one in sets if isinstance(one, Decohered)), default=0)
+    sides = [pairs.reference, pairs.counterfactual, *pairs.others[:groups]]
     done = 0
     for chunk in _chunks(readers, pairs, budget_mib or BUDGET_MIB):
-        tokens = [[side[i] for i in chunk] for side in (pairs.reference, pairs.counterfactual)]
+        tokens = [[side[i] for i in chunk] for side in sides]
         read = [pairs.read[i] for i in chunk]
-        reference, counter = (record(model, ids, read=read, keys=keys) for ids in tokens)
+        reference, *counters = (record(model, ids, read=read, keys=keys) for ids in tokens)
         on_read(PathReadout(-1, chunk, reference.hidden))
-        on_read(PathReadout(-2, chunk, counter.hidden))
-        forward = Forward(readers, reference, counter, kind_tensor([kinds[i] for i in chunk]))
+        on_read(PathReadout(-2, chunk, counters[0].hidden))
+        forward = Forward(readers, reference, counters, kind_tensor([kinds[i] for i in chunk]))
         for number, hidden in enumerate(forward.run()):
             on_read(PathReadout(number, chunk, hidden))
         done += len(chunk)
@@ -98,7 +104,11 @@ def evaluate(
 
 
 def make_plan(
-    model: Model, sets: Sequence[PathSet], pairs: Pairs, anew: Collection[int] = ()
+    model: Model,
+    sets: Sequence[PathSet | Decohered],
+    pairs: Pairs,
+    anew: Collection[int] = (),
+    norms: Norms = "recomputed",
 ) -> tuple[Plan, list[list[int]]]:
     """What has to be computed, and the kind of position of every token; see `Plan.describe`.
 
@@ -107,9 +117,17 @@ def make_plan(
     """
     if not len(pairs):
         raise PathError("no pairs were given", where="pairs", fix="give at least one")
+    require_norms(norms)
+    for one in sets:
+        if isinstance(one, Decohered) and len(one.groups) > len(pairs.others):
+            raise PathError(
+                f"{len(one.groups)} groups need as many further counterfactuals; the pairs have {len(pairs.others)}",
+                where="pairs",
+                fix=f"use pairs.with_others({len(one.groups)})",
+            )
     words = vocabulary(sets, model.shape)
     atoms, kinds = find_atoms(words, pairs)
-    return compile_paths(sets, words, atoms, anew), kinds
+    return replace(compile_paths(sets, words, atoms, anew), norms=norms), kinds
 
 
 def needed_keys(plan: Plan) -> set[Key]:
@@ -130,13 +148,9 @@ def _chunks(readers: Readers, pairs: Pairs, budget_mib: float) -> Iterator[list[
     groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, ids in enumerate(pairs.reference):
         groups.setdefault((len(ids), pairs.read[i]), []).append(i)
-    plan = readers.plan
-    shape = plan.words.shape
-    heads = sum(isinstance(variant, HeadVariant) for variant in plan.variants)
-    kept = any(readers.head_by_head(layer) for layer in range(shape.n_layers))  # what each copy writes
-    numbers = readers.most_streams * 4 * shape.d_model + heads * (shape.d_model if kept else 2 * shape.d_head)
-    numbers += (len(plan.variants) - heads) * shape.d_model
-    plain = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
-    for (length, _), members in groups.items():
-        size = max(1, int(budget_mib * MIB / (4 * length * (numbers + plain))))
+    shape = readers.plan.words.shape
+    runs = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
+    for (length, read), members in groups.items():
+        numbers = readers.floats(length, len(read)) + length * runs
+        size = max(1, int(budget_mib * MIB / (4 * numbers)))
         yield from (members[at : at + size] for at in range(0, len(members), size))

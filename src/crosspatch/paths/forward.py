@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -14,13 +14,18 @@ from torch import Tensor
 
 from crosspatch.model import Run
 from crosspatch.model.activation import one_kernel
-from crosspatch.model.attention import AttentionRule, attend, capturing, causal_mask
-from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, MlpVariant, Stream
+from crosspatch.model.attention import AttentionRule, attend, capturing, seen_mask
+from crosspatch.model.project import head_write
+from crosspatch.paths.automaton import COUNTER, REFERENCE
+from crosspatch.paths.compile import HeadVariant, MlpVariant
+from crosspatch.paths.norms import Frozen
 from crosspatch.paths.places import offset_masks
-from crosspatch.paths.project import head_write
-from crosspatch.paths.readers import Projected, Readers
+from crosspatch.paths.readers import Projected, Readers, base_of
+from crosspatch.paths.sums import Sums
 
 Value = Float[Tensor, "pair position d_model"]
+MLP_TOKENS = 4096
+"""Tokens that go through an MLP at once, at least one prompt."""
 
 
 class Forward:
@@ -28,18 +33,22 @@ class Forward:
 
     Args:
         readers: what to compute, and how often what is used.
-        reference, counter: plain runs of the pairs, with the activations of `evaluate.needed_keys`.
+        reference, counters: plain runs of the pairs, with the activations of `evaluate.needed_keys`.
         kinds: kind of position of every token.
     """
 
-    def __init__(self, readers: Readers, reference: Run, counter: Run, kinds: Int[Tensor, "pair position"]) -> None:
+    def __init__(
+        self, readers: Readers, reference: Run, counters: Sequence[Run], kinds: Int[Tensor, "pair position"]
+    ) -> None:
         self.readers, self.plan, self.model = readers, readers.plan, reference.model
         plan = self.plan
         self.shape = plan.words.shape
         self.per_layer = self.shape.n_heads + int(self.shape.has_mlp)
-        self.runs = {REFERENCE: reference, COUNTER: counter}
+        self.runs = {REFERENCE: reference, **{COUNTER - i: run for i, run in enumerate(counters)}}
         self.pairs, self.length = kinds.shape
-        self.first = _first_difference(reference.tokens, counter.tokens)
+        # Where attention is bidirectional no position is out of reach of a difference.
+        first = min(_first_difference(reference.tokens, run.tokens) for run in counters)
+        self.first = first if self.shape.causal else 0
         self.read = reference.read[0]
         self.masks = [(kinds == kind)[..., None].to(self.model.device) for kind in range(len(plan.atoms.places))]
         # What no key or value depends on is needed where it is read. Reads before the first difference are the plain
@@ -50,6 +59,8 @@ class Forward:
         self.streams: dict[int, Value] = {}
         self.offsets: dict[tuple[int, ...], list[Tensor]] = {}
         self.blocks: dict[tuple[int, int, bytes, bool], Value] = {}
+        self.sums = Sums(self)
+        self.frozen = Frozen(self) if plan.norms == "frozen" else None
         self.by_layer: dict[int, list[tuple[int, HeadVariant | MlpVariant]]] = defaultdict(list)
         for number, variant in enumerate(plan.variants):
             self.by_layer[plan.words.nodes[variant.node].layer or 0].append((number, variant))
@@ -80,8 +91,20 @@ class Forward:
         out = self.runs[COUNTER].hidden.view(self.pairs, len(self.read), -1)
         if not self.tail:
             return out
-        normed = self.model.anatomy.final_norm(self.streams[one])
+        normed = self.norm_streams(len(self.plan.words.nodes), "final_norm", [one], self.streams[one][None], True)[0]
         return torch.cat([out[:, : len(self.read) - len(self.tail)], normed.to(out)], 1)
+
+    def norm_streams(self, level: int, role: str, numbers: list[int], x: Tensor, tail: bool) -> Tensor:
+        """The norm that readers of one level apply to what they find, `x [stream, pair, position, d_model]`."""
+        final = role == "final_norm"
+        layer = (level - 1) // self.per_layer
+        anatomy = self.model.anatomy
+        norm = anatomy.final_norm if final else getattr(anatomy.blocks[layer], role)
+        return norm(x) if self.frozen is None else self.frozen.of_streams(level, role, norm, numbers, x, tail)
+
+    def level_of_mlp(self, layer: int) -> int:
+        """How many nodes come before a layer's MLP."""
+        return 1 + layer * self.per_layer + (0 if self.shape.parallel else self.shape.n_heads)
 
     def _tail_masks(self, full: bool = False) -> list[Tensor]:
         at = list(self.read) if full else [self.first + t for t in self.tail]
@@ -100,23 +123,23 @@ class Forward:
         if heads:
             self._attention(layer, heads)
         if mlps:
-            self._mlps(layer, mlps, level if self.shape.parallel else level + self.shape.n_heads)
+            self._mlps(layer, mlps)
 
     def positions(self, tail: bool) -> tuple[int, ...]:
         """Token positions of what is computed: all from the first difference on, or only those that are read."""
         return tuple(self.first + t for t in self.tail) if tail else tuple(range(self.first, self.length))
 
     def _open(self, level: int) -> None:
-        """Sum the streams that readers of one level find; those of lower levels are forgotten."""
-        for number in [n for n in self.streams if n not in self.readers.kept and self.plan.streams[n].level < level]:
+        """Sum the streams that readers of one level find; those that nothing begins with any more are forgotten."""
+        for number in [n for n in self.streams if self.readers.last_begun[n] < level]:
             del self.streams[number]
+        self.sums.forget(level)
         todo = [number for number in self.at_level[level] if number not in self.streams]
-        if len(self.masks) == 1:
-            rows = [n for n in todo if self._row_by_row(self.plan.streams[n])]
-            for base, tail in product((COUNTER, REFERENCE), (False, True)):
-                some = [n for n in rows if _base_of(self.plan.streams[n]) == base and self._tail(n) == tail]
-                if len(some) > 1:
-                    self.streams |= dict(zip(some, self._sum_rows(some, level, base, tail), strict=True))
+        rows = [n for n in todo if self.readers.row_by_row(level)]
+        for base, tail in product(self.runs, (False, True)):
+            some = [n for n in rows if base_of(self.plan.streams[n]) == base and self._tail(n) == tail]
+            if len(some) > 1:
+                self.streams |= dict(zip(some, self.sums.of(some, level, base, tail), strict=True))
         for number in todo:
             if number not in self.streams:
                 self.streams[number] = self._stream(number, self._tail(number))
@@ -124,64 +147,32 @@ class Forward:
     def _tail(self, number: int) -> bool:
         return number not in self.readers.wide
 
-    def _row_by_row(self, stream: Stream) -> bool:
-        layers = (stream.level - 1 + self.per_layer - self.shape.n_heads) // self.per_layer
-        return all(self.readers.head_by_head(layer) for layer in range(layers))
-
-    def _sum_rows(
-        self, numbers: list[int], level: int, base: int, tail: bool
-    ) -> Float[Tensor, "stream pair position d"]:
-        """Many streams at once: which copies each reads, times what each copy writes beyond the plain run."""
-        classes = np.stack([self.plan.streams[number].classes[:, 0] for number in numbers])
-        plain = self._plain_stream(base, level, tail)
-        x = plain.flatten().expand(len(numbers), -1).clone()
-        for start in [0, *range(1, level, self.per_layer)]:
-            nodes = range(start, min(start + self.per_layer, level) if start else 1)
-            wanted = [(n, one) for n in nodes for one in np.unique(classes[:, n]).tolist() if one != base]
-            if wanted:
-                change = torch.stack([self._change(n, one, base, tail).flatten() for n, one in wanted])
-                read = np.stack([classes[:, n] == one for n, one in wanted], 1)
-                x.addmm_(torch.from_numpy(read).to(x), change)
-        return x.view(len(numbers), *plain.shape)
-
-    def _change(self, node: int, one: int, base: int, tail: bool) -> Value:
-        """What one copy of a node writes beyond the plain run."""
-        site = self.plan.words.nodes[node]
-        if site.kind == "z":
-            assert site.layer is not None
-            assert site.index is not None
-            return self._written(site.layer, site.index, one, base, tail)
-        if site.kind == "input":
-            return self._plain(one, 0, "resid_pre", tail) - self._plain(base, 0, "resid_pre", tail)
-        assert site.layer is not None
-        return self._mlp_out(one, site.layer, tail) - self._plain(base, site.layer, "mlp_out", tail)
-
-    def _plain(self, run: int, layer: int, kind: str, tail: bool = False) -> Tensor:
+    def plain(self, run: int, layer: int, kind: str, tail: bool = False) -> Tensor:
         """A plain run's activation from the first differing position on."""
         stored = self.runs[run].packed((layer, kind))
         value = stored.view(self.pairs, self.length, *stored.shape[1:])[:, self.first :]
         return value[:, self.tail] if tail else value
 
-    def _plain_stream(self, run: int, level: int, tail: bool) -> Value:
+    def plain_stream(self, run: int, level: int, tail: bool) -> Value:
         layer, inside = divmod(level - 1, self.per_layer)
         if layer == self.shape.n_layers:
-            return self._plain(run, self.shape.n_layers - 1, "resid_post", tail)
-        return self._plain(run, layer, "resid_mid" if inside else "resid_pre", tail)
+            return self.plain(run, self.shape.n_layers - 1, "resid_post", tail)
+        return self.plain(run, layer, "resid_mid" if inside else "resid_pre", tail)
 
     def _stream(self, number: int, tail: bool) -> Value:
         """The nearer plain run's stream, and what differs from it: block by block of attention, MLP by MLP."""
         stream = self.plan.streams[number]
-        classes, base = stream.classes, _base_of(stream)
+        classes, base = stream.classes, base_of(stream)
         parent, below = self._parent(number, tail)
-        x = self._plain_stream(base, stream.level, tail)
+        x = self.plain_stream(base, stream.level, tail)
         if parent is not None:
-            x = x + parent - self._plain_stream(base, below, tail)
+            x = x + parent - self.plain_stream(base, below, tail)
         masks = self._masks(tail)
         if below == 0 and (classes[0] != base).any():
-            plain = self._plain(base, 0, "resid_pre", tail)
+            plain = self.plain(base, 0, "resid_pre", tail)
             changes = {base: torch.zeros_like(plain)}
-            for other in {REFERENCE, COUNTER} - {base}:
-                changes[other] = self._plain(other, 0, "resid_pre", tail) - plain
+            for other in self.runs.keys() - {base}:
+                changes[other] = self.plain(other, 0, "resid_pre", tail) - plain
             x = x + self._mix([changes[one] for one in classes[0].tolist()], masks)
         for layer in range(self.shape.n_layers):
             start = 1 + layer * self.per_layer
@@ -190,8 +181,8 @@ class Forward:
                 x = x + self._attention_change(layer, block, base, tail)
             at = start + self.shape.n_heads
             if self.shape.has_mlp and below <= at < stream.level and (classes[at] != base).any():
-                own = self._plain(base, layer, "mlp_out", tail)
-                parts = {one: self._mlp_out(one, layer, tail) - own for one in set(classes[at].tolist()) - {base}}
+                own = self.plain(base, layer, "mlp_out", tail)
+                parts = {one: self.mlp_of(one, layer, tail) - own for one in set(classes[at].tolist()) - {base}}
                 x = x + self._mix([parts.get(one, torch.zeros_like(own)) for one in classes[at].tolist()], masks)
         return x
 
@@ -217,9 +208,9 @@ class Forward:
                 out = torch.where(mask, value, out)
         return out
 
-    def _mlp_out(self, one: int, layer: int, tail: bool) -> Value:
+    def mlp_of(self, one: int, layer: int, tail: bool) -> Value:
         if one < 0:
-            return self._plain(one, layer, "mlp_out", tail)
+            return self.plain(one, layer, "mlp_out", tail)
         value = self.mlp[one]
         return value[:, self.tail] if tail and value.shape[1] != len(self.tail) else value
 
@@ -234,8 +225,12 @@ class Forward:
             else:
                 parts = self.model.anatomy.blocks[layer]
                 z = torch.stack([self._z_mixed(layer, head, row, tail) for head, row in enumerate(block.tolist())], 2)
-                out = parts.norm_attn_out(parts.o_proj(z.flatten(2)))
-                change = out - self._plain(base, layer, "attn_out", tail)
+                out = parts.o_proj(z.flatten(2))
+                if self.frozen is None or not parts.post_norm:
+                    out = parts.norm_attn_out(out)
+                else:
+                    out = self.frozen.of_heads(layer, parts.norm_attn_out, block.tolist(), out, tail)
+                change = out - self.plain(base, layer, "attn_out", tail)
             if self.readers.uses(layer, block) == 1:
                 return change
             self.blocks[key] = change
@@ -258,17 +253,17 @@ class Forward:
         """What one copy of a head writes, less what the plain run's writes; kept, because many streams read it."""
         key = (layer, head, f"{one} {base}".encode(), tail)
         if key not in self.blocks:
-            z = self._z(layer, head, one, tail) - self._z(layer, head, base, tail)
+            z = self.z_of(layer, head, one, tail) - self.z_of(layer, head, base, tail)
             self.blocks[key] = head_write(self.model, layer, head, z)
         return self.blocks[key]
 
     def _z_mixed(self, layer: int, head: int, row: list[int], tail: bool) -> Float[Tensor, "pair position d_head"]:
-        found = {one: self._z(layer, head, one, tail) for one in set(row)}
+        found = {one: self.z_of(layer, head, one, tail) for one in set(row)}
         return self._mix([found[one] for one in row], self._masks(tail))
 
-    def _z(self, layer: int, head: int, one: int, tail: bool) -> Float[Tensor, "pair position d_head"]:
+    def z_of(self, layer: int, head: int, one: int, tail: bool) -> Float[Tensor, "pair position d_head"]:
         if one < 0:
-            return self._plain(one, layer, "z", tail)[:, :, head]
+            return self.plain(one, layer, "z", tail)[:, :, head]
         value = self.z[one]
         return value[:, self.tail] if tail and value.shape[1] != len(self.tail) else value
 
@@ -282,20 +277,37 @@ class Forward:
             whole = [item for item in chosen if not self._windowed(item[1])]
             for lo in range(0, len(whole), 64):
                 some = whole[lo : lo + 64]
-                q = torch.cat([self._q(layer, x, qkv, tail) for _, x in some])
-                k, v = (torch.cat([self._keys(kind, layer, x, 0, qkv) for _, x in some]) for kind in "kv")
+                q, k, v = (self._gathered(kind, layer, [x for _, x in some], qkv, tail) for kind in "qkv")
                 z = attend(q[:, :, None], k[:, :, None], v[:, :, None], positions, rule)[:, :, 0]
                 self.z |= dict(zip([number for number, _ in some], z.split(self.pairs), strict=True))
             for number, variant in chosen:
                 if self._windowed(variant):
                     self.z[number] = self._attend_windows(layer, variant, qkv, tail, rule)
 
+    def _gathered(
+        self, kind: str, layer: int, heads: list[HeadVariant], qkv: Projected, tail: bool
+    ) -> Float[Tensor, "copy_and_pair position d_head"]:
+        """Queries, keys or values of copies that read one kind of offset."""
+        if len(self.masks) > 1:
+            return torch.cat(
+                [self._q(layer, x, qkv, tail) if kind == "q" else self._keys(kind, layer, x, 0, qkv) for x in heads]
+            )
+        index = [self.plan.words.nodes[x.node].index or 0 for x in heads]
+        index = index if kind == "q" else [self.shape.group_of(head) for head in index]
+        reads = [x.q if kind == "q" else (x.k if kind == "k" else x.v)[0][0] for x in heads]
+        out = qkv.rows(kind, list(zip(index, reads, strict=True)), self, layer, tail and kind == "q")
+        if kind != "q" and self.first:
+            stored = self.runs[COUNTER].packed((layer, kind)).view(self.pairs, self.length, -1, out.shape[-1])
+            before = stored[:, : self.first].permute(2, 0, 1, 3)[index]
+            out = torch.cat([before, out], 2)
+        return out.flatten(0, 1)
+
     def _windowed(self, variant: HeadVariant) -> bool:
         return any(len(set(row)) > 1 for rows in (variant.k, variant.v) for row in rows)
 
     def _q(self, layer: int, variant: HeadVariant, qkv: Projected, tail: bool) -> Float[Tensor, "pair query d_head"]:
         head = self.plan.words.nodes[variant.node].index or 0
-        q = self._plain(variant.q, layer, "q")[:, :, head] if variant.q < 0 else qkv[("q", head, variant.q)]
+        q = self.plain(variant.q, layer, "q")[:, :, head] if variant.q < 0 else qkv.row("q", head, variant.q)
         return q[:, self.tail] if tail and q.shape[1] != len(self.tail) else q
 
     def _keys(
@@ -305,7 +317,7 @@ class Forward:
         streams = [row[offset] for row in (variant.k if kind == "k" else variant.v)]
         group = self.shape.group_of(self.plan.words.nodes[variant.node].index or 0)
         found = {
-            one: self._plain(one, layer, kind)[:, :, group] if one < 0 else qkv[(kind, group, one)]
+            one: self.plain(one, layer, kind)[:, :, group] if one < 0 else qkv.row(kind, group, one)
             for one in set(streams)
         }
         mixed = self._mix([found[one] for one in streams], self._masks(False))
@@ -320,7 +332,7 @@ class Forward:
     ) -> Float[Tensor, "pair query d_head"]:
         """Attention whose keys and values depend on how far back they are: one product per kind of offset."""
         q, positions = self._q(layer, variant, qkv, tail), self.positions(tail)
-        masks = self._offset_masks(positions, q.device)
+        masks = self.offset_masks(positions, q.device)
         keys = {tuple(row[o] for row in variant.k): o for o in range(len(masks))}
         scores = q.new_zeros(self.pairs, len(positions), self.length)
         for streams, o in keys.items():
@@ -329,7 +341,7 @@ class Forward:
             scores = torch.where(torch.stack(where).any(0), q @ k.transpose(-1, -2) * rule.scaling, scores)
         if rule.softcap is not None:
             scores = torch.tanh(scores / rule.softcap) * rule.softcap
-        seen = causal_mask(positions, self.length, rule.window, q.device)
+        seen = seen_mask(positions, self.length, rule, q.device)
         if seen is not None:
             scores = scores.masked_fill(~seen, -math.inf)
         pattern = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
@@ -340,7 +352,7 @@ class Forward:
             out = out + (pattern * torch.stack(where).any(0)) @ self._keys("v", layer, variant, o, qkv)
         return out
 
-    def _offset_masks(self, positions: tuple[int, ...], device: torch.device) -> list[Tensor]:
+    def offset_masks(self, positions: tuple[int, ...], device: torch.device) -> list[Tensor]:
         if positions not in self.offsets:
             found = offset_masks(self.plan.atoms, self.plan.words, positions, self.length)
             self.offsets[positions] = [mask.to(device) for mask in found]
@@ -348,9 +360,9 @@ class Forward:
 
     # -- MLPs ---------------------------------------------------------------------------------------------------
 
-    def _mlps(self, layer: int, mlps: list[tuple[int, MlpVariant]], level: int) -> None:
+    def _mlps(self, layer: int, mlps: list[tuple[int, MlpVariant]]) -> None:
         if not self.shape.parallel:
-            self._open(level)
+            self._open(self.level_of_mlp(layer))
         for tail in (False, True):
             chosen = [item for item in mlps if (item[0] not in self.readers.wide_copies) == tail]
             if chosen:
@@ -362,16 +374,19 @@ class Forward:
         if tail:
             streams = [x if x.shape[1] == len(self.tail) else x[:, self.tail] for x in streams]
         x = torch.stack(streams)
-        h = block.norm_attn_in(x) if block.shared_norm else block.norm_mlp_in(x)
+        role = "norm_attn_in" if block.shared_norm else "norm_mlp_in"
+        h = self.norm_streams(self.level_of_mlp(layer), role, [variant.x for _, variant in mlps], x, tail)
         assert block.mlp is not None
-        out = block.mlp(h.flatten(0, 1))
-        out = block.norm_mlp_out(out[0] if isinstance(out, tuple) else out).view(x.shape)
-        self.mlp |= dict(zip([number for number, _ in mlps], out, strict=True))
-
-
-def _base_of(stream: Stream) -> int:
-    """The plain run that a stream is nearer to."""
-    return REFERENCE if (stream.classes == REFERENCE).sum() > (stream.classes == COUNTER).sum() else COUNTER
+        # In slices, so that the hidden layer of many copies is never held at once.
+        flat = h.flatten(0, 1)
+        found = [block.mlp(some) for some in flat.split(max(1, MLP_TOKENS // flat.shape[1]))]
+        out = torch.cat([one[0] if isinstance(one, tuple) else one for one in found]).view(x.shape)
+        numbers = [number for number, _ in mlps]
+        if self.frozen is None:
+            out = block.norm_mlp_out(out)
+        else:
+            out = self.frozen.of_mlps(layer, block.norm_mlp_out, numbers, out, tail)
+        self.mlp |= dict(zip(numbers, out, strict=True))
 
 
 def _first_difference(a: list[list[int]], b: list[list[int]]) -> int:

@@ -22,7 +22,7 @@ from crosspatch.paths.compile import reader_level
 from crosspatch.paths.language import CHANNELS, Channel, Route, matching, parse_route, refuse, require_possible
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet, nothing
-from crosspatch.paths.places import resolve
+from crosspatch.paths.places import resolve, windows_at
 
 DEAD = -1
 """The state in which no path can come any more."""
@@ -37,7 +37,8 @@ def count(paths_: PathSet, shape: ModelShape, pairs: Pairs | None = None, exampl
 
     Args:
         pairs, example: count paths from token to token in this prompt, to the positions that are read; any token may
-            read itself and every earlier one. Needed by sets that name positions or windows.
+            read itself and every earlier one (every one where attention is bidirectional). Needed by sets that name
+            positions or windows.
 
     Raises:
         PathError: a set that does not fit the model, or that needs pairs.
@@ -95,7 +96,7 @@ def contains(paths_: PathSet, path: str, shape: ModelShape, pairs: Pairs | None 
     for i in range(len(steps) - 2, 0, -1):
         node, channel, reads = steps[i]
         moves = channel in ("k", "v")
-        if reads > at or (reads != at and not moves):
+        if reads not in (walk.seen(at) if moves else (at,)):
             hop = route.hops[i].steps[0]
             what = (
                 "a token cannot be read before it is there"
@@ -181,7 +182,7 @@ class _Prompt:
     """Tokens of one example as the automaton sees them; one nameless token where no pairs are given."""
 
     places: list[Place]
-    windows: list[frozenset[tuple[int, int]]]  # by how far back the token read is
+    windows: list[frozenset[tuple[int, int]]]  # by how far back the token read is (`windows_at`)
     read: tuple[int, ...]
 
 
@@ -198,8 +199,7 @@ def _prompt(words: Vocabulary, pairs: Pairs | None, example: int) -> _Prompt:
     ids = pairs.reference[example]
     at = {position: resolve(position, pairs, example) for position in words.positions}
     places = [Place(frozenset(name for name, where in at.items() if i in where)) for i in range(len(ids))]
-    windows = [frozenset(w for w in words.windows if w[0] <= -back <= w[1]) for back in range(len(ids))]
-    return _Prompt(places, windows, tuple(sorted(set(pairs.read[example]))))
+    return _Prompt(places, windows_at(words, len(ids)), tuple(sorted(set(pairs.read[example]))))
 
 
 class _Walk:
@@ -231,6 +231,10 @@ class _Walk:
         last = len(self.words.nodes)
         return [(last, self._number(self.automaton.start(self.set, self.places[at])), at) for at in self.read]
 
+    def seen(self, at: int) -> range:
+        """Tokens whose keys and values a head that writes to one token reads."""
+        return range(at + 1 if self.words.shape.causal else len(self.places))
+
     def reading(self, at: int, reads: int) -> Place:
         """Where a node that writes to one token reads another."""
         return Place(self.places[reads].positions, self.windows[at - reads])
@@ -244,7 +248,7 @@ class _Walk:
                 continue
             head, below = self.words.nodes[node].kind == "z", self.levels[node]
             for channel in CHANNELS if head else CHANNELS[:1]:
-                for reads in range(at + 1) if channel != "q" else (at,):
+                for reads in self.seen(at) if channel != "q" else (at,):
                     key = (wrote, node, channel, self.kinds[reads], self.offsets[at - reads])
                     to = self._entered.get(key)
                     if to is None:
@@ -290,7 +294,7 @@ class _Walk:
             for node in range(1, level):
                 head, below = self.words.nodes[node].kind == "z", self.levels[node]
                 total += self.all_paths(below, at)
-                total += 2 * sum(self.all_paths(below, reads) for reads in range(at + 1)) if head else 0
+                total += 2 * sum(self.all_paths(below, reads) for reads in self.seen(at)) if head else 0
             self._whole[level, at] = total
         return self._whole[level, at]
 

@@ -7,8 +7,9 @@
 
 A hop names nodes (`a0.h1`, `a[0-3].*`, `m*`, `*` is any head or MLP), for a head which input the path takes (`.q`,
 `.k`, `.v`; none: any of them), where (`@S1`, `@-1`), and how far back the head reads (`[-2..0]`, relative to the
-position it writes to; its query is at 0). `@` on `.k` or `.v` is the position whose key or value is read, otherwise the
-position that the node writes to. A link `->` is one direct edge; `-> ** ->` is any route.
+position it writes to; its query is at 0; `[-1..1]` where attention is bidirectional). `@` on `.k` or `.v` is the
+position whose key or value is read, otherwise the position that the node writes to. A link `->` is one direct edge;
+`-> ** ->` is any route.
 """
 
 from __future__ import annotations
@@ -164,9 +165,9 @@ def _step(text: str, token: str, start: int) -> Step:
         raise refuse(text, start, end, "two nodes without an arrow between them", _GRAMMAR)
     if found := _WINDOW.search(rest):
         window, rest = (int(found[1]), int(found[2])), rest[: found.start()]
-        if not window[0] <= window[1] <= 0:
+        if window[0] > window[1]:
             fix = "write [-2..0] for the token itself and the two before it"
-            raise refuse(text, start, end, "a window runs from further back to at most 0", fix)
+            raise refuse(text, start, end, "a window runs from further back to further on", fix)
     rest, sign, position = rest.partition("@")
     at: int | str | None = None
     if sign:
@@ -217,11 +218,16 @@ def matching(step: Step, text: str, shape: ModelShape) -> list[Site]:
     Raises:
         PathError: none, or inputs that such a node does not have; says what there is instead.
     """
+    return list(_matching(step, text, shape))
+
+
+@lru_cache(maxsize=4096)
+def _matching(step: Step, text: str, shape: ModelShape) -> tuple[Site, ...]:
     pieces = step.name.split(".")
     if step.name == "input":
-        return [Site("input")]
+        return (Site("input"),)
     if step.name == "logits":
-        return [Site("logits")]
+        return (Site("logits"),)
     kind, own = (pieces[0][:1], glob_regex(pieces[0]))
     found = []
     for site in nodes(shape):
@@ -233,14 +239,20 @@ def matching(step: Step, text: str, shape: ModelShape) -> list[Site]:
         heads = f"a0.h0 to a{shape.n_layers - 1}.h{shape.n_heads - 1}"
         mlps = f" and MLPs m0 to m{shape.n_layers - 1}" if shape.has_mlp else " and no MLPs"
         hint = "the residual stream is no node: name what writes to it, or ** for any route; " if kind == "r" else ""
-        raise refuse(
-            text, step.start, step.end, f"no node matches {step.name!r}", f"{hint}there are heads {heads}{mlps}"
-        )
+        what = f"no node matches {step.name!r}"
+        if kind == "m" and len(pieces) > 1:
+            # The neurons of an MLP share its norm and its weights: a path set knows the MLP as one node.
+            what = f"the parts of an MLP are no nodes of paths: {step.name!r}"
+            hint = f"name {pieces[0]} as a whole, or patch neurons with `crosspatch patch --sites '{pieces[0]}.n*'`; "
+        raise refuse(text, step.start, step.end, what, f"{hint}there are heads {heads}{mlps}")
     if (step.channels or step.window) and all(site.kind != "z" for site in found):
         raise refuse(text, step.start, step.end, "an MLP has no q, k, v and no window", f"write {step.name}")
+    if step.window and step.window[1] > 0 and shape.causal:
+        fix = "write [-2..0] for the token itself and the two before it"
+        raise refuse(text, step.start, step.end, "a window runs to at most 0: no token sees later ones here", fix)
     if step.channels or step.window:
         found = [site for site in found if site.kind == "z"]
-    return found
+    return tuple(found)
 
 
 def _is_head(piece: str, head: int, shape: ModelShape) -> bool:

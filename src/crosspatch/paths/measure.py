@@ -15,8 +15,9 @@ from crosspatch.model import Model
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, Reads, require_nonnegative
 from crosspatch.paths.evaluate import PathReadout, Progress, evaluate
+from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
-from crosspatch.paths.pathset import PathSet
+from crosspatch.paths.pathset import Decohered, PathSet
 
 Mask = Sequence[Sequence[bool]]
 """For every pair and read, whether it counts."""
@@ -47,11 +48,12 @@ class Measured:
 
 def measure(
     model: Model,
-    sets: Sequence[PathSet],
+    sets: Sequence[PathSet | Decohered],
     pairs: Pairs,
     dissimilarity: Dissimilarity,
     *,
     mask: Mask | None = None,
+    norms: Norms = "recomputed",
     anew: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -80,7 +82,7 @@ def measure(
         base = reference[tuple(readout.pairs)]
         reads = _reads(pairs, readout.pairs, logits.device, columns)
         far = require_nonnegative(dissimilarity.compare(base, logits, reads), dissimilarity.name).cpu().numpy()
-        value = dissimilarity.signed(logits, reads).cpu().numpy() if _signable(dissimilarity, reads) else far * np.nan
+        value = dissimilarity.signed_or_nan(logits, reads).cpu().numpy()
         at = 0
         for pair in readout.pairs:
             some = slice(at, at + len(pairs.read[pair]))
@@ -90,7 +92,9 @@ def measure(
                 apart[readout.number][pair] = far[some][counts[pair]].mean()
                 signed[readout.number][pair] = value[some][counts[pair]].mean()
 
-    plan = evaluate(model, sets, pairs, on_read, anew=anew, budget_mib=budget_mib, progress=progress, on_plan=on_plan)
+    plan = evaluate(
+        model, sets, pairs, on_read, norms=norms, anew=anew, budget_mib=budget_mib, progress=progress, on_plan=on_plan
+    )
     numbers = range(len(sets))
     return Measured(
         np.array([apart[i] for i in numbers]).reshape(len(sets), n),
@@ -102,11 +106,6 @@ def measure(
         reads_of[-1],
         plan,
     )
-
-
-def _signable(dissimilarity: Dissimilarity, reads: Reads) -> bool:
-    """The signed quantity beside KL is a loss, which pairs without targets do not have."""
-    return dissimilarity.name != "kl" or bool((reads.target >= 0).all())
 
 
 def _mask(mask: Mask | None, pairs: Pairs) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Pairs:
         spans: named positions of the reference, half open.
         clusters: what intervals resample: template, or row of a text.
         provenance: where the pairs come from.
+        others: further counterfactuals, `[which][pair]`, for paths that do not share one (`with_others`).
 
     Raises:
         PathError: prompts of a pair that differ in length, or lists that do.
@@ -43,6 +44,7 @@ class Pairs:
     spans: list[Spans]
     clusters: list[str]
     provenance: str
+    others: list[list[list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = ("counterfactual", "read", "targets", "answers", "wrong", "spans", "clusters")
@@ -53,7 +55,12 @@ class Pairs:
                 where="Pairs",
                 fix="give one of each per pair",
             )
-        for i, (a, b) in enumerate(zip(self.reference, self.counterfactual, strict=True)):
+        sides = [self.counterfactual, *self.others]
+        if any(len(side) != len(self.reference) for side in sides):
+            raise PathError(
+                "a list of others has another length", where="Pairs", fix="give one prompt per pair in each"
+            )
+        for i, (a, b) in ((i, both) for side in sides for i, both in enumerate(zip(self.reference, side, strict=True))):
             if len(a) != len(b):
                 raise PathError(
                     f"the two prompts have {len(a)} and {len(b)} tokens, so that a position of one has no partner",
@@ -67,7 +74,8 @@ class Pairs:
     @property
     def hash(self) -> str:
         """Of tokens, reads and answers; equal for equal pairs."""
-        parts = [self.reference, self.counterfactual, self.read, self.targets, self.answers, self.wrong]
+        parts: list[object] = [self.reference, self.counterfactual, self.read, self.targets, self.answers, self.wrong]
+        parts += [self.others] if self.others else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def select(self, examples: Sequence[int]) -> Pairs:
@@ -85,7 +93,34 @@ class Pairs:
                 "clusters",
             )
         }
-        return Pairs(**parts, provenance=self.provenance)
+        others = [[side[i] for i in examples] for side in self.others]
+        return Pairs(**parts, provenance=self.provenance, others=others)
+
+    def with_others(self, n: int, seed: int = 0) -> Pairs:
+        """These pairs with `n` further counterfactuals each: those of other pairs of the same length, all different.
+
+        Pairs for which there are not as many are left out; the provenance says how many.
+
+        Raises:
+            TaskError: none is left.
+        """
+        draw = np.random.default_rng(seed)
+        lengths: dict[int, dict[tuple[int, ...], None]] = {}
+        for ids in self.counterfactual:
+            lengths.setdefault(len(ids), {})[tuple(ids)] = None
+        found: dict[int, list[list[int]]] = {}
+        for i, ids in enumerate(self.counterfactual):
+            pool = [other for other in lengths[len(ids)] if other not in (tuple(ids), tuple(self.reference[i]))]
+            if len(pool) >= n:
+                found[i] = [list(pool[chosen]) for chosen in draw.permutation(len(pool))[:n]]
+        if not found:
+            raise TaskError(
+                f"no pair has {n} other counterfactual prompts of its length", where="pairs", fix="use more pairs"
+            )
+        lost = len(self) - len(found)
+        kept = self.provenance + (f", {lost} pairs without {n} others of their length left out" if lost else "")
+        others = [[rows[which] for rows in found.values()] for which in range(n)]
+        return replace(self.select(list(found)), others=others, provenance=kept)
 
     def split(self, held_out: float, seed: int) -> tuple[Pairs, Pairs]:
         """Two parts; whole clusters stay together where there are enough of them, reference prompts always.

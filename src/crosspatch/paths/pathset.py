@@ -110,6 +110,19 @@ class Complement(PathSet):
         return f"not ({self.part})"
 
 
+@dataclass(frozen=True)
+class Decohered:
+    """A hypothesis with several counterfactuals: `kept` carries the reference, the paths of each group a counterfactual
+    of the group's own (those of the first group that a path is in), all other paths the one that they share."""
+
+    kept: PathSet
+    groups: tuple[PathSet, ...]
+
+    def leaves(self) -> tuple[Pattern | EdgePaths, ...]:
+        """Patterns and edge sets that this is made of."""
+        return tuple(leaf for part in (self.kept, *self.groups) for leaf in part.leaves())
+
+
 def paths(*patterns: str) -> PathSet:
     """The union of path patterns; see `paths.language` for how they are written.
 

@@ -50,10 +50,17 @@ def find_atoms(words: Vocabulary, pairs: Pairs) -> tuple[Atoms, list[list[int]]]
                 names[at].add(position)
         kinds.append([places.setdefault(frozenset(found), len(places)) for found in names])
     longest = max(map(len, pairs.reference))
-    offsets = dict.fromkeys(
-        frozenset(window for window in words.windows if window[0] <= -back <= window[1]) for back in range(longest)
-    )
+    offsets = dict.fromkeys(windows_at(words, longest))
     return Atoms(tuple(places), tuple(offsets)), kinds
+
+
+def windows_at(words: Vocabulary, length: int) -> list[frozenset[tuple[int, int]]]:
+    """Which windows a token lies in, `[back]`, for each number of tokens that it is back from the one that reads it.
+
+    Where attention is bidirectional the list goes on with the tokens ahead, so that `[-1]` is the next one.
+    """
+    backs = [*range(length), *(() if words.shape.causal else range(1 - length, 0))]
+    return [frozenset(window for window in words.windows if window[0] <= -back <= window[1]) for back in backs]
 
 
 def offset_masks(

@@ -12,16 +12,55 @@ from torch import Tensor
 
 from crosspatch.model import Model
 from crosspatch.model.attention import query_key_value
-from crosspatch.paths.compile import COUNTER, REFERENCE, HeadVariant, Plan
-from crosspatch.paths.project import Slot, answering, linear_weight, project_slot, rows_of
+from crosspatch.model.project import Slot, answering, linear_weight, project_slot, rows_of
+from crosspatch.paths.automaton import COUNTER, REFERENCE
+from crosspatch.paths.compile import HeadVariant, Plan, Stream, reader_level
 
 if TYPE_CHECKING:
     from crosspatch.paths.forward import Forward
 
-Projected = dict[tuple[str, int, int], Float[Tensor, "pair position d_head"]]
-"""By kind (q, k, v), head or key/value head, and stream."""
 SLICED = 0.6
 """Heads are projected one by one where that is at most this share of projecting every stream for all heads."""
+
+
+class Projected:
+    """q, k and v of one layer's heads from streams: by kind, and whether the stream is there at all positions."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[str, bool], Float[Tensor, "row pair position head d_head"]] = {}
+        self.spots: dict[tuple[str, int, int], tuple[bool, int]] = {}
+
+    def row(self, kind: str, index: int, stream: int) -> Float[Tensor, "pair position d_head"]:
+        """Of one head, or key/value head, from one stream."""
+        wide, row = self.spots[kind, index, stream]
+        return self.tables[kind, wide][row, :, :, index]
+
+    def rows(
+        self, kind: str, wanted: list[tuple[int, int]], forward: Forward, layer: int, tail: bool
+    ) -> Float[Tensor, "row pair position d_head"]:
+        """Of several (head, stream or plain run), at all positions or at the tail."""
+        sources: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        for place, (index, one) in enumerate(wanted):
+            sources[(True, one) if one < 0 else (False, int(self.spots[kind, index, one][0]))].append(place)
+        found: dict[tuple[bool, int], Tensor] = {}
+        for source, places in sources.items():
+            plain, which = source
+            heads = [wanted[place][0] for place in places]
+            if plain:
+                value = forward.plain(which, layer, kind)[:, :, heads].permute(2, 0, 1, 3)
+            else:
+                table = self.tables[kind, bool(which)]
+                at = [self.spots[(kind, *wanted[place])][1] for place in places]
+                value = table[torch.tensor(at, device=table.device), :, :, torch.tensor(heads, device=table.device)]
+            short = tail and value.shape[2] != len(forward.tail)
+            found[source] = value[:, :, forward.tail] if short else value
+        if len(found) == 1:
+            return next(iter(found.values()))
+        first = next(iter(found.values()))
+        out = first.new_empty(len(wanted), *first.shape[1:])
+        for source, places in sources.items():
+            out[places] = found[source]
+        return out
 
 
 class Readers:
@@ -29,8 +68,7 @@ class Readers:
 
     Attributes:
         parents: for each stream the largest one below it that agrees with it on all nodes below that; -1: none.
-        kept: streams that others begin with.
-        most_streams: how many are held at once, at most.
+        last_begun: for each stream the highest level of one that begins with it, or its own.
         wide: streams that are needed at all positions, because keys or values that matter read them; the others are
             needed at the positions that the logits read.
         wide_copies: copies of nodes of which the same holds.
@@ -42,19 +80,87 @@ class Readers:
         shape = plan.words.shape
         self.parents = _parents(plan)
         self.wide, self.wide_copies = _needed_everywhere(plan)
-        self.kept = frozenset(self.parents) - {-1}
-        levels = Counter(stream.level for stream in plan.streams)
-        self.most_streams = len(self.kept) + max(levels.values(), default=0)
+        self.last_begun = [stream.level for stream in plan.streams]
         self._blocks: dict[int, Counter[bytes]] = defaultdict(Counter)
         self.copies: dict[int, set[tuple[int, int]]] = defaultdict(set)
         for stream in plan.streams:
             for layer in range(shape.n_layers):
                 start = 1 + layer * (shape.n_heads + int(shape.has_mlp))
                 block = stream.classes[start : start + shape.n_heads]
-                if len(block) == shape.n_heads and not ((block == COUNTER).all() or (block == REFERENCE).all()):
+                if len(block) == shape.n_heads and not (block[0, 0] < 0 and (block == block[0, 0]).all()):
                     self._blocks[layer][block.tobytes()] += 1
                     self.copies[layer] |= {(start + h, one) for h, row in enumerate(block.tolist()) for one in row}
         self._additive = [not block.post_norm for block in model.anatomy.blocks]
+        layers = range(shape.n_layers)
+        self._additive_below = next((layer for layer in layers if not self.head_by_head(layer)), shape.n_layers)
+        self._terms: dict[tuple[int, int, bool], dict[tuple[int, int], int]] = {}
+        for number, stream in enumerate(plan.streams):
+            if self.row_by_row(stream.level):
+                self._note_terms(number, stream)
+            elif self.parents[number] >= 0:
+                parent = self.parents[number]
+                self.last_begun[parent] = max(self.last_begun[parent], stream.level)
+
+    def _note_terms(self, number: int, stream: Stream) -> None:
+        """Remember which copies a stream that is summed with others reads beside its plain run, and at which level."""
+        base, column = base_of(stream), stream.classes[:, 0]
+        starts = np.array(self.parts(stream.level))
+        for node in np.flatnonzero(column != base).tolist():
+            start = int(starts[np.searchsorted(starts, node, "right") - 1])
+            terms = self._terms.setdefault((start, base, number not in self.wide), {})
+            term = (node, int(column[node]))
+            terms[term] = max(terms.get(term, 0), stream.level)
+
+    def parts(self, level: int) -> list[int]:
+        """First nodes of what writes together (the input, a block's heads, its MLP) below a level."""
+        shape = self.plan.words.shape
+        found = [0]
+        for layer in range(shape.n_layers):
+            start = 1 + layer * (shape.n_heads + int(shape.has_mlp))
+            found += [start, start + shape.n_heads] if shape.has_mlp else [start]
+        return [start for start in found if start < level]
+
+    def terms(self, start: int, base: int, tail: bool) -> list[tuple[int, int]]:
+        """Copies of a part, (node, class), that streams nearest to a plain run read beside it."""
+        return sorted(self._terms.get((start, base, tail), ()))
+
+    def last_read(self, start: int, base: int, tail: bool) -> int:
+        """The highest level at which any of `terms` is read."""
+        return max(self._terms[start, base, tail].values())
+
+    def row_by_row(self, level: int) -> bool:
+        """Whether streams of a level are sums of what each copy writes: one kind of position, heads that add up."""
+        shape = self.plan.words.shape
+        per_layer = shape.n_heads + int(shape.has_mlp)
+        layers = (level - 1 + per_layer - shape.n_heads) // per_layer
+        return len(self.plan.atoms.places) == 1 and layers <= self._additive_below
+
+    def floats(self, length: int, reads: int) -> float:
+        """Numbers held at once while a pair of some length is computed, at most, besides the plain runs."""
+        plan, shape = self.plan, self.plan.words.shape
+        d = shape.d_model
+
+        def tokens(wide: bool) -> int:
+            return length if wide else reads
+
+        copies: Counter[int] = Counter()  # by the level from which on they are there
+        for number, variant in enumerate(plan.variants):
+            width = shape.d_head if isinstance(variant, HeadVariant) else d
+            copies[reader_level(plan.words.nodes[variant.node], plan.words)] += width * tokens(
+                number in self.wide_copies
+            )
+        most = 0
+        for level in sorted({stream.level for stream in plan.streams}):
+            held = sum(size for at, size in copies.items() if at < level)
+            for number, stream in enumerate(plan.streams):
+                if stream.level <= level <= self.last_begun[number]:
+                    # Those of this level are normed and projected as well.
+                    held += d * tokens(number in self.wide) * (5 if stream.level == level else 1)
+            for (start, _, tail), terms in self._terms.items():
+                if start < level <= max(terms.values()):
+                    held += len(terms) * d * tokens(not tail)
+            most = max(most, held)
+        return most
 
     def uses(self, layer: int, block: Int[np.ndarray, "head atom"]) -> int:
         """How many streams hold exactly these copies of a layer's heads."""
@@ -79,21 +185,23 @@ class Readers:
                 wanted[(kind, shape.group_of(head))] += [one for row in rows for one in row]
         asked = {slot: list(dict.fromkeys(one for one in found if one >= 0)) for slot, found in wanted.items()}
         asked = {slot: found for slot, found in asked.items() if found}
-        found: Projected = {}
+        found = Projected()
         for wide in (True, False):
             some = {slot: [one for one in streams if (one in self.wide) == wide] for slot, streams in asked.items()}
             some = {slot: streams for slot, streams in some.items() if streams}
             if some:
-                found |= self._project(forward, layer, some, forward.positions(not wide))
+                self._project(found, forward, layer, some, wide)
         return found
 
-    def _project(self, forward: Forward, layer: int, asked: dict[Slot, list[int]], at: tuple[int, ...]) -> Projected:
+    def _project(self, into: Projected, forward: Forward, layer: int, asked: dict[Slot, list[int]], wide: bool) -> None:
         """`project` for streams that are there at the same positions."""
+        at = forward.positions(not wide)
         shape, model = self.plan.words.shape, forward.model
         streams = list(dict.fromkeys(one for found in asked.values() for one in found))
         block = model.anatomy.blocks[layer]
         x = torch.stack([forward.streams[one] for one in streams])
-        h = block.norm_attn_in(x).flatten(1, 2)
+        level = 1 + layer * forward.per_layer
+        h = forward.norm_streams(level, "norm_attn_in", streams, x, not wide).flatten(1, 2)
         positions = torch.tensor(at, device=x.device).repeat(forward.pairs)
         cut = sum(map(len, asked.values())) <= SLICED * len(streams) * (shape.n_heads + 2 * shape.n_kv_heads)
         cuts = rows_of(model, layer) if cut else None
@@ -110,17 +218,29 @@ class Readers:
             }
             for slot, found in asked.items():
                 name, start = cuts.of[slot]
-                value = project_slot(cuts, slot, h[[place[one] for one in found]])
+                value = project_slot(cuts, slot, h[_run([place[one] for one in found])])
                 outputs[name][: len(found), :, start : start + shape.d_head] = value
             kwargs = model.attention_kwargs(layer, positions.repeat(deep), {})
             flat = {name: value.flatten(0, 1)[None] for name, value in outputs.items()}
             with answering(cuts.projections, flat):
                 q, k, v, _ = query_key_value(block.attn, h.new_zeros(deep * h.shape[1], 1), kwargs)
             spots = {(*slot, one): i for slot, found in asked.items() for i, one in enumerate(found)}
-        values = {"q": q, "k": k, "v": v}
         size = (forward.pairs, len(at))
-        split = {kind: value.unflatten(0, (-1, *size)) for kind, value in values.items()}
-        return {(kind, index, one): split[kind][i, :, :, index] for (kind, index, one), i in spots.items()}
+        for kind, value in (("q", q), ("k", k), ("v", v)):
+            into.tables[kind, wide] = value.unflatten(0, (-1, *size))
+        into.spots |= {spot: (wide, row) for spot, row in spots.items()}
+
+
+def _run(numbers: list[int]) -> slice | list[int]:
+    """As a slice, which copies nothing, if they follow one another."""
+    first = numbers[0]
+    follow = numbers == list(range(first, first + len(numbers)))
+    return slice(first, first + len(numbers)) if follow else numbers
+
+
+def base_of(stream: Stream) -> int:
+    """The plain run that a stream is nearer to."""
+    return REFERENCE if (stream.classes == REFERENCE).sum() > (stream.classes == COUNTER).sum() else COUNTER
 
 
 def _needed_everywhere(plan: Plan) -> tuple[frozenset[int], frozenset[int]]:

@@ -2,13 +2,14 @@
 
 A hypothesis is here a list of patterns that begin with `** ->` (any way in). One step *adds* `** -> N -> s`, where `s`
 is the logits or the rest of a pattern from one of its nodes on, or *removes* a pattern. All candidates are measured
-together on the same pairs. What was picked looks better than it is, so that a greedy run scores each of its steps on
-held-out pairs, and compares the end with random hypotheses of as many patterns.
+together on the same pairs, once a step. What was picked looks better than it is, so that all hypotheses on the way are
+scored on held-out pairs at the end, beside random hypotheses of as many patterns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from crosspatch.errors import PathError
 from crosspatch.graph import ModelShape, select
 from crosspatch.model import Model
 from crosspatch.paths.automaton import Automaton, Place, vocabulary
+from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.measure import measure
+from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet, nothing, paths
 from crosspatch.results import statistics
@@ -54,6 +57,15 @@ def steps(
     Raises:
         PathError: a pattern that does not begin with `** ->`.
     """
+    found = [Step("remove", pattern) for pattern in patterns]
+    for pattern in _extensions(patterns, shape, nodes, positions):
+        if _fits(pattern, shape):
+            found.append(Step("add", pattern))
+    return found
+
+
+def _extensions(patterns: Sequence[str], shape: ModelShape, nodes: str, positions: Sequence[str]) -> list[str]:
+    """Every pattern that one step might add, those that no model of this shape has among them."""
     ends = ["logits"]
     for pattern in patterns:
         if not pattern.startswith(START):
@@ -62,28 +74,23 @@ def steps(
                 where="refine",
                 fix="the loop extends patterns towards the input; begin them with '** ->'",
             )
-        hops = pattern.removeprefix(START).split(" -> ")
-        ends += [" -> ".join(hops[i:]) for i in range(len(hops) - 1) if hops[i] != "**"]
+        parts = re.split(r"\s*(->|~>)\s*", pattern.removeprefix(START).strip())
+        ends += [" ".join(parts[i:]) for i in range(0, len(parts) - 2, 2) if parts[i] != "**"]
     names = [str(address).removesuffix("@*") for address in select(nodes, shape)]
-    found = [Step("remove", pattern) for pattern in patterns]
-    for end in dict.fromkeys(ends):
-        for reader in _readers(end):
-            for name in names:
-                for at in [f"@{p}" for p in positions] or [""]:
-                    pattern = f"{START}{name}{at} -> {reader}"
-                    if pattern not in patterns and _fits(pattern, shape):
-                        found.append(Step("add", pattern))
-    return found
+    written = [f"{name}{at}" for name in names for at in [f"@{p}" for p in positions] or [""]]
+    readers = [reader for end in dict.fromkeys(ends) for reader in _readers(end)]
+    made = (f"{START}{name} -> {reader}" for reader in readers for name in written)
+    return [pattern for pattern in made if pattern not in patterns]
 
 
 def _readers(end: str) -> list[str]:
     """A head without a named input is entered by its query, key or value."""
-    first, _, rest = end.partition(" -> ")
+    first, _, rest = end.partition(" ")
     name, at, position = first.partition("@")
     if not name.startswith("a") or name.rsplit(".", 1)[-1] in ("q", "k", "v"):
         return [end]
     # A position of the head is where it writes, which only its query shares.
-    return [f"{name}.q{at}{position} -> {rest}", f"{name}.k -> {rest}", f"{name}.v -> {rest}"]
+    return [f"{name}.q{at}{position} {rest}", f"{name}.k {rest}", f"{name}.v {rest}"]
 
 
 def _fits(pattern: str, shape: ModelShape) -> bool:
@@ -119,6 +126,11 @@ class StepTable:
     clusters: list[str]
     seed: int
 
+    def explained(self, step: Step | None = None) -> float:
+        """Proportion explained before any step, or after one of them."""
+        after = self.before if step is None else self.before + self.change[self.steps.index(step)]
+        return float(_shares(after[None], self.total)[0])
+
     def frame(self) -> pd.DataFrame:
         """Candidates, the largest gain first; `gain` is in proportion explained, with interval, p and q."""
         sampler = statistics.resampler(len(self.before), self.clusters, seed=self.seed)
@@ -147,15 +159,19 @@ def sweep_steps(
     *,
     dissimilarity: str | Dissimilarity = "kl",
     always: PathSet | None = None,
+    norms: Norms = "recomputed",
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> StepTable:
     """Measure every one-step change of a hypothesis.
 
     Args:
         patterns: the hypothesis, as `** -> ...` patterns; none is the null hypothesis.
         candidates: default: all of `steps`.
+        always: paths that stay on the reference in every hypothesis.
+        norms, budget_mib, progress, on_plan: see `evaluate`.
 
     Raises:
         PathError: no candidates, or patterns that do not fit.
@@ -165,7 +181,16 @@ def sweep_steps(
         raise PathError("there is no step to take", where="refine", fix="allow more nodes or positions")
     kept = always if always is not None else nothing()
     sets = [kept, hypothesis(patterns) | kept, *(hypothesis(step.taken(patterns)) | kept for step in found)]
-    got = measure(model, sets, pairs, resolve(dissimilarity), budget_mib=budget_mib, progress=progress)
+    got = measure(
+        model,
+        sets,
+        pairs,
+        resolve(dissimilarity),
+        norms=norms,
+        budget_mib=budget_mib,
+        progress=progress,
+        on_plan=on_plan,
+    )
     return StepTable(found, got.apart[2:] - got.apart[1], got.apart[1], got.apart[0], pairs.clusters, seed)
 
 
@@ -209,6 +234,7 @@ def refine(
     n_random: int = 20,
     dissimilarity: str | Dissimilarity = "kl",
     always: PathSet | None = None,
+    norms: Norms = "recomputed",
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -222,6 +248,9 @@ def refine(
             up to this much, because a smaller claim is a stronger one.
         held_out: share of the pairs that only score the steps.
         n_random: random hypotheses to compare with.
+        always: paths that stay on the reference in every hypothesis.
+        norms, budget_mib: see `evaluate`.
+        progress: called with (steps done, steps at most).
 
     Raises:
         PathError: patterns that do not fit. TaskError: too few pairs to split.
@@ -230,23 +259,36 @@ def refine(
     chosen = resolve(dissimilarity)
     kept = always if always is not None else nothing()
     now = list(patterns)
-    score = {"step": "start", "pattern": "", **_explained(model, now, searched, rest, chosen, kept)}
-    rows: list[dict[str, Any]] = [score]
+    rows: list[dict[str, Any]] = [{"step": "start", "pattern": ""}]
+    on_the_way = [now]
     for number in range(max_steps):
-        found = steps(now, model.shape, nodes=nodes, positions=positions)
         table = sweep_steps(
-            model, now, searched, found, dissimilarity=chosen, always=always, seed=seed, budget_mib=budget_mib
-        ).frame()
-        step = _best(table, min_gain)
+            model,
+            now,
+            searched,
+            steps(now, model.shape, nodes=nodes, positions=positions),
+            dissimilarity=chosen,
+            always=always,
+            norms=norms,
+            seed=seed,
+            budget_mib=budget_mib,
+        )
+        rows[-1]["explained"] = table.explained()
+        found = table.frame()
+        step = _best(found, min_gain)
         if progress is not None:
             progress(number + 1, max_steps)
         if step is None:
             break
         now = step.taken(now)
-        rows.append(
-            {"step": step.kind, "pattern": step.pattern, **_explained(model, now, searched, rest, chosen, kept)}
-        )
-    drawn = _random(model, len(now), rest, chosen, kept, nodes, positions, n_random, seed) if now else np.empty(0)
+        on_the_way.append(now)
+        rows.append({"step": step.kind, "pattern": step.pattern, "explained": table.explained(step)})
+    drawn = _random(model.shape, len(now), nodes, positions, n_random if now else 0, seed)
+    sets = [kept, *(hypothesis(one) | kept for one in [*on_the_way, *drawn])]
+    got = measure(model, sets, rest, chosen, norms=norms, budget_mib=budget_mib)
+    shares = _shares(got.apart[1:], got.apart[0])
+    for row, share in zip(rows, shares, strict=False):
+        row["explained_held_out"] = float(share)
     about = {
         "pairs": pairs.provenance,
         "pairs_hash": pairs.hash,
@@ -258,9 +300,10 @@ def refine(
         "positions": list(positions),
         "seed": seed,
         "always": None if always is None else always.to_json(),
+        "norms": norms,
         "model": model.name,
     }
-    return Refinement(now, pd.DataFrame(rows), drawn, about)
+    return Refinement(now, pd.DataFrame(rows), shares[len(rows) :], about)
 
 
 def _best(table: pd.DataFrame, min_gain: float) -> Step | None:
@@ -271,36 +314,24 @@ def _best(table: pd.DataFrame, min_gain: float) -> Step | None:
     return None if row is None else Step(row["step"], row["pattern"])
 
 
-def _explained(
-    model: Model, patterns: Sequence[str], searched: Pairs, rest: Pairs, chosen: Dissimilarity, kept: PathSet
-) -> dict[str, float]:
-    shares = []
-    for pairs in (searched, rest):
-        got = measure(model, [kept, hypothesis(patterns) | kept], pairs, chosen)
-        total = float(np.nanmean(got.apart[0]))
-        shares.append(1 - float(np.nanmean(got.apart[1])) / total if total > 0 else float("nan"))
-    return {"explained": shares[0], "explained_held_out": shares[1]}
+def _shares(unexplained: Float[np.ndarray, "set pair"], total: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " set"]:
+    """Proportions explained."""
+    ate = float(np.nanmean(total))
+    return 1 - np.nanmean(unexplained, axis=1) / ate if ate > 0 else np.full(len(unexplained), np.nan)
 
 
-def _random(
-    model: Model,
-    size: int,
-    pairs: Pairs,
-    chosen: Dissimilarity,
-    kept: PathSet,
-    nodes: str,
-    positions: Sequence[str],
-    n: int,
-    seed: int,
-) -> Float[np.ndarray, " draw"]:
+def _random(shape: ModelShape, size: int, nodes: str, positions: Sequence[str], n: int, seed: int) -> list[list[str]]:
     """Random hypotheses: as many patterns, each grown by random additions as the search grows them."""
     draw = np.random.default_rng(seed)
-    sets: list[PathSet] = [kept]
+    drawn = []
     for _ in range(n):
         grown: list[str] = []
-        for _ in range(size):
-            adding = [s for s in steps(grown, model.shape, nodes=nodes, positions=positions) if s.kind == "add"]
-            grown = adding[int(draw.integers(len(adding)))].taken(grown)
-        sets.append(hypothesis(grown) | kept)
-    got = measure(model, sets, pairs, chosen)
-    return 1 - np.nanmean(got.apart[1:], axis=1) / float(np.nanmean(got.apart[0]))
+        while len(grown) < size:
+            # Drawn again until it fits: as likely as if only those that fit were drawn from.
+            some = _extensions(grown, shape, nodes, positions)
+            pattern = next((p for p in map(some.__getitem__, draw.permutation(len(some))) if _fits(p, shape)), None)
+            if pattern is None:
+                break
+            grown.append(pattern)
+        drawn.append(grown)
+    return drawn

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,10 @@ from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.inspect import require_some
 from crosspatch.paths.measure import Mask, measure
+from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet, everything, nothing
 from crosspatch.results import statistics
-from crosspatch.results.files import write_json
-
-PerPair = Float[np.ndarray, " pair"]
 
 
 @dataclass
@@ -50,11 +47,11 @@ class PathTest:
     names: list[str]
     unexplained: Float[np.ndarray, "hypothesis pair"]
     needed: Float[np.ndarray, "hypothesis pair"]
-    total: PerPair
-    floor: PerPair
+    total: Float[np.ndarray, " pair"]
+    floor: Float[np.ndarray, " pair"]
     signed: Float[np.ndarray, "hypothesis pair"]
-    signed_null: PerPair
-    signed_reference: PerPair
+    signed_null: Float[np.ndarray, " pair"]
+    signed_reference: Float[np.ndarray, " pair"]
     clusters: list[str]
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -125,33 +122,9 @@ class PathTest:
             )
         return "\n".join(lines)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything as one JSON file, atomically."""
-        arrays = (
-            "unexplained",
-            "needed",
-            "total",
-            "floor",
-            "signed",
-            "signed_null",
-            "signed_reference",
-        )
-        data: dict[str, Any] = {"names": self.names, "clusters": self.clusters, "about": self.about}
-        data |= {name: _nulls(getattr(self, name)) for name in arrays}
-        path = Path(path)
-        write_json(path, data)
-        return path
-
 
 def _ends(interval: statistics.Interval) -> tuple[np.ndarray, np.ndarray]:
     return interval.low, interval.high
-
-
-def _nulls(values: np.ndarray) -> Any:
-    """JSON has no NaN."""
-    return (
-        [_nulls(row) for row in values] if values.ndim > 1 else [float(x) if np.isfinite(x) else None for x in values]
-    )
 
 
 def test_paths(
@@ -162,6 +135,7 @@ def test_paths(
     dissimilarity: str | Dissimilarity = "kl",
     always: PathSet | None = None,
     mask: Mask | None = None,
+    norms: Norms = "recomputed",
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -178,6 +152,7 @@ def test_paths(
         dissimilarity: "kl", "abs_loss", "sq_loss", "abs_logit_diff", or your own.
         always: paths that stay on the reference in every hypothesis, the null included.
         mask: which reads count.
+        norms: see `evaluate`.
         seed: of the bootstrap.
         budget_mib, progress, on_plan: see `evaluate`.
 
@@ -197,7 +172,16 @@ def test_paths(
     sets += [claim | null if always is not None else claim for claim in claims]
     sets += [~claim | null if always is not None else ~claim for claim in claims]
     found = measure(
-        model, sets, pairs, chosen, mask=mask, anew={1}, budget_mib=budget_mib, progress=progress, on_plan=on_plan
+        model,
+        sets,
+        pairs,
+        chosen,
+        mask=mask,
+        norms=norms,
+        anew={1},
+        budget_mib=budget_mib,
+        progress=progress,
+        on_plan=on_plan,
     )
     n = len(claims)
     return PathTest(
@@ -221,7 +205,7 @@ def test_paths(
             "method": found.plan.describe(),
             "node_evaluations": found.plan.node_evaluations,
             "model": model.name,
-            "norms": "recomputed on the mixed input",
+            "norms": norms,
             "seed": seed,
         },
     )

@@ -26,12 +26,13 @@ from jaxtyping import Float
 from crosspatch.errors import PathError
 from crosspatch.graph import ModelShape, comes_before, select
 from crosspatch.model import Model
-from crosspatch.paths.automaton import Automaton, Place, vocabulary
-from crosspatch.paths.compile import REFERENCE, Plan
+from crosspatch.paths.automaton import REFERENCE, Automaton, Place, vocabulary
+from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.language import matching, parse_step
 from crosspatch.paths.measure import Measured, measure
+from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import PathSet, paths, union
 from crosspatch.results import statistics
@@ -59,7 +60,7 @@ def sender_paths(
     if not receivers:
         raise PathError("no receivers were given", where="path_patch", fix="name at least one, e.g. ['logits']")
     arrow = "~>" if mlps == "direct" else "->"
-    start = _start(sender)
+    start = any_way_into(sender)
     found = []
     receivers = [name for receiver in receivers for name in _each(receiver, shape)]
     for receiver in receivers:
@@ -74,7 +75,8 @@ def sender_paths(
     return union(found)
 
 
-def _start(sender: str) -> str:
+def any_way_into(sender: str) -> str:
+    """The beginning of a pattern of all paths that reach a sender."""
     return sender if sender.split("@")[0] == "input" else f"** -> {sender}"
 
 
@@ -162,6 +164,7 @@ def path_patch(
     mlps: Mlps = "direct",
     semantics: Semantics = "last",
     dissimilarity: str | Dissimilarity = "abs_logit_diff",
+    norms: Norms = "recomputed",
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
@@ -177,7 +180,7 @@ def path_patch(
         receivers: `a9.h6.q`, `a9.h6.k@S1`, `m10`, `logits`; several are patched together.
         mlps, semantics: see the module; both are printed with the result.
         dissimilarity: whose signed quantity is measured.
-        budget_mib, progress, on_plan: see `evaluate`.
+        norms, budget_mib, progress, on_plan: see `evaluate`.
 
     Raises:
         PathError: a sender after its receiver, an unknown part, no path left.
@@ -190,7 +193,7 @@ def path_patch(
         require_fit(
             model, paths("** -> logits" if receiver.split("@")[0] == "logits" else f"** -> {receiver} -> logits")
         )
-    names, patterned = _senders(model, senders)
+    names, patterned = named(model, senders)
     possible = {name: _possible(model, name, into, mlps, semantics, patterned) for name in names}
     patched = {name: one for name, one in possible.items() if one is not None}
     found = measure(
@@ -198,6 +201,7 @@ def path_patch(
         [~one for one in patched.values()],
         pairs,
         chosen,
+        norms=norms,
         budget_mib=budget_mib,
         progress=progress,
         on_plan=on_plan,
@@ -222,11 +226,11 @@ def path_patch(
             "mlps": mlps,
             "semantics": semantics if sum(len(_each(r, model.shape)) for r in into) > 1 else "one receiver",
         }
-        | _about(model, pairs, chosen, found, seed),
+        | about_of(model, pairs, chosen, found, seed),
     )
 
 
-def _about(model: Model, pairs: Pairs, chosen: Dissimilarity, found: Measured, seed: int) -> dict[str, Any]:
+def about_of(model: Model, pairs: Pairs, chosen: Dissimilarity, found: Measured, seed: int) -> dict[str, Any]:
     """What makes numbers of senders reproducible."""
     return {
         "quantity": chosen.name,
@@ -235,12 +239,14 @@ def _about(model: Model, pairs: Pairs, chosen: Dissimilarity, found: Measured, s
         "pairs_hash": pairs.hash,
         "method": found.plan.describe(),
         "node_evaluations": found.plan.node_evaluations,
+        "norms": found.plan.norms,
         "model": model.name,
         "seed": seed,
     }
 
 
-def _senders(model: Model, senders: str | Sequence[str]) -> tuple[list[str], bool]:
+def named(model: Model, senders: str | Sequence[str]) -> tuple[list[str], bool]:
+    """Names that addresses and patterns stand for, and whether any of them was a pattern."""
     listed = [senders] if isinstance(senders, str) else list(senders)
     names: list[str] = []
     patterned = False
@@ -277,58 +283,3 @@ def require_fit(model: Model, paths_: PathSet) -> None:
         PathError: points at the place.
     """
     Automaton(vocabulary([paths_], model.shape)).start(paths_, Place())
-
-
-@dataclass
-class Mediation:
-    """One sender's effect, split: `total` = all paths through it, `direct` = straight to the logits, `mediated` =
-    through other parts (all paths through it but the direct ones), and every single mediator."""
-
-    total: Float[np.ndarray, " pair"]
-    direct: Float[np.ndarray, " pair"]
-    mediated: Float[np.ndarray, " pair"]
-    mediators: SenderEffects
-
-
-def mediation(
-    model: Model,
-    pairs: Pairs,
-    sender: str,
-    *,
-    mlps: Mlps = "frozen",
-    mediators: str = "a*.h*, m*",
-    dissimilarity: str | Dissimilarity = "abs_logit_diff",
-    seed: int = 0,
-    budget_mib: float | None = None,
-    progress: Progress | None = None,
-) -> Mediation:
-    """Direct, total and mediated effect of a sender, and which parts mediate.
-
-    In a linear network direct + mediated = total; elsewhere the rest is their interaction. A mediator's effect is that
-    of the paths on which it is the first part after the sender.
-
-    Raises:
-        PathError: a sender that does not exist, or that nothing comes after.
-    """
-    chosen = resolve(dissimilarity)
-    start = _start(sender)
-    through = paths(f"{start} -> ** -> logits")
-    direct = sender_paths(model.shape, sender, ["logits"], mlps=mlps)
-    names = []
-    for name in _senders(model, mediators)[0]:
-        try:
-            require_fit(model, paths(f"{start} -> {name} -> ** -> logits"))
-            names.append(name)
-        except PathError:
-            continue
-    first = [paths(f"{start} -> {name} -> ** -> logits") for name in names]
-    sets = [~through, ~direct, ~(through - direct), *(~one for one in first)]
-    found = measure(model, sets, pairs, chosen, budget_mib=budget_mib, progress=progress)
-    effect = found.signed - found.reference_signed
-    about = {
-        "receivers": ["what follows"],
-        "mlps": mlps,
-        "semantics": "first part after the sender",
-    } | _about(model, pairs, chosen, found, seed)
-    total = found.counter_signed - found.reference_signed
-    return Mediation(effect[0], effect[1], effect[2], SenderEffects(names, effect[3:], total, pairs.clusters, about))

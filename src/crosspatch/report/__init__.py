@@ -46,7 +46,7 @@ def write_report(folder: str | Path) -> Path:
     """Write `report.html` into a folder of saved results, from what is saved there; no model is loaded.
 
     Args:
-        folder: what `localize(..., out=folder)` or `patch(..., out=folder)` wrote.
+        folder: what `localize(..., out=folder)`, `patch(..., out=folder)` or `crosspatch paths` wrote.
 
     Returns:
         the path of the page.
@@ -54,10 +54,9 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         ResultError: the folder holds no results, or they were damaged.
     """
-    from crosspatch.report.html import render
-    from crosspatch.report.saved import read_folder
+    from crosspatch.report.saved import page_of
     from crosspatch.results.files import write_atomic
 
     path = Path(folder) / PAGE
-    write_atomic(path, render(read_folder(Path(folder))).encode())
+    write_atomic(path, page_of(Path(folder)).encode())
     return path

@@ -20,6 +20,8 @@ from crosspatch.report import paths_figures as figures
 from crosspatch.report.data import Gate
 from crosspatch.report.html import POLICY, template, template_text
 from crosspatch.report.paths_graph import hypothesis_graph
+from crosspatch.report.paths_mediation import Decohered, Mediated
+from crosspatch.report.paths_rows import TOP, Row, between, facts_of, share_range
 from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, percent, signed, tag
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from crosspatch.paths.scores import PathTest
     from crosspatch.paths.sender import SenderEffects
 
-TOP = 20
 QUOTED = "\N{LEFT DOUBLE QUOTATION MARK}{}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
@@ -41,15 +42,6 @@ class Drawing:
     figure: Figure
     text: Markup
     words: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """Words and numbers of one table row, and its bar."""
-
-    name: str
-    cells: tuple[str, ...]
-    bar: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,9 @@ class Page:
     scores: Scores | None = None
     attributions: tuple[Attributed, ...] = ()
     sweeps: tuple[Swept, ...] = ()
+    mediation: Mediated | None = None
     refinement: Refined | None = None
+    decohering: Decohered | None = None
     asked: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
@@ -131,7 +125,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The whole page as text."""
-    parts = [page.scores, *page.attributions, *page.sweeps, page.refinement]
+    parts = [page.scores, page.decohering, *page.attributions, *page.sweeps, page.mediation, page.refinement]
     facts = dict(page.facts)
     for part in parts:
         facts |= part.facts if part is not None else {}
@@ -170,9 +164,9 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
             str(r["hypothesis"]),
             (
                 percent(r["explained"]),
-                _range(r["explained_low"], r["explained_high"]),
+                share_range(r["explained_low"], r["explained_high"]),
                 percent(r["needed"]),
-                _range(r["needed_low"], r["needed_high"]),
+                share_range(r["needed_low"], r["needed_high"]),
                 f"{r['aue']:.4g}",
                 f"[{r['aue_low']:.4g}, {r['aue_high']:.4g}]",
                 percent(r["loss_recovered"]),
@@ -208,7 +202,7 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
         ),
         tuple(drawings),
         about["unit"],
-        _facts(about, skip=("hypotheses", "always")) | {"numerical floor (AUE at all paths)": f"{floor:.1e}"},
+        facts_of(about, skip=("hypotheses", "always")) | {"numerical floor (AUE at all paths)": f"{floor:.1e}"},
     )
 
 
@@ -219,13 +213,13 @@ def _verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
         return ["The null hypothesis leaves nothing to explain: the two prompts of the pairs give the same output."]
     said = [
         f"{QUOTED.format(best['hypothesis'])} explains {percent(best['explained'])} "
-        f"{_range(best['explained_low'], best['explained_high'])} of the total effect on these pairs"
+        f"{share_range(best['explained_low'], best['explained_high'])} of the total effect on these pairs"
         + (f", the most of {len(records)} hypotheses." if len(records) > 1 else ".")
     ]
     over = best["needed"] - best["explained"]
     said.append(
         f"Its paths alone, moved to the other prompt, do {percent(best['needed'])} "
-        f"{_range(best['needed_low'], best['needed_high'])} of the damage of moving all"
+        f"{share_range(best['needed_low'], best['needed_high'])} of the damage of moving all"
         + (
             "; much less than they explain: other paths can do the same work."
             if over < -0.25
@@ -261,7 +255,7 @@ def attribution_section(
     (position, text, effect, low, high, loss), _ = ranked[0]
     return Attributed(
         (
-            f"Most changes on {text!r} at token {position}: {signed(effect)} {seen.unit} {_between(low, high)}, "
+            f"Most changes on {text!r} at token {position}: {signed(effect)} {seen.unit} {between(low, high)}, "
             f"where the model's own loss is {loss:.3g}.",
         ),
         name,
@@ -271,7 +265,7 @@ def attribution_section(
         tuple(
             Row(
                 f"{text!r} at {position}",
-                (signed(effect), _between(low, high), f"{loss:.3g}"),
+                (signed(effect), between(low, high), f"{loss:.3g}"),
                 figures.bars([lane], axis, share=False),
             )
             for (position, text, effect, low, high, loss), lane in ranked
@@ -292,14 +286,14 @@ def sweep_section(swept: SenderEffects) -> Swept:
     return Swept(
         (
             f"{first['sender']} feeds {', '.join(about['receivers'])} most: {signed(first['effect'])} {about['unit']} "
-            f"{_between(first['low'], first['high'])}, {percent(first['share'])} of the total effect.",
+            f"{between(first['low'], first['high'])}, {percent(first['share'])} of the total effect.",
         ),
         f"What feeds {', '.join(about['receivers'])}",
         figures.sender_maps(records, about["unit"]),
         tuple(
             Row(
                 r["sender"],
-                (signed(r["effect"]), _between(r["low"], r["high"]), percent(r["share"]), f"{r['q']:.3f}"),
+                (signed(r["effect"]), between(r["low"], r["high"]), percent(r["share"]), f"{r['q']:.3f}"),
                 figures.bars([lane], axis, share=False),
             )
             for r, lane in zip(top, lanes, strict=True)
@@ -307,7 +301,7 @@ def sweep_section(swept: SenderEffects) -> Swept:
         figures.scale(axis, share=False),
         len(records),
         about["unit"],
-        _facts(about),
+        facts_of(about),
     )
 
 
@@ -335,7 +329,7 @@ def refinement_section(grown: Refinement, pairs: Pairs | None = None) -> Refined
             for i, r in enumerate(log)
         ),
         _drawn("where the search ended", paths(*grown.patterns), _order(pairs)) if grown.patterns else None,
-        _facts(grown.about),
+        facts_of(grown.about),
     )
 
 
@@ -354,21 +348,3 @@ def _order(pairs: Pairs | None) -> list[str]:
     if pairs is None or not pairs.spans:
         return []
     return sorted(pairs.spans[0], key=lambda name: pairs.spans[0][name])
-
-
-def _range(low: float, high: float) -> str:
-    return f"[{percent(low)}, {percent(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
-
-
-def _between(low: float, high: float) -> str:
-    return f"[{signed(low)}, {signed(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
-
-
-def _facts(about: dict[str, Any], skip: Sequence[str] = ()) -> dict[str, str]:
-    said = {}
-    for name, value in about.items():
-        if name not in skip and value is not None:
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            if text:
-                said[name.replace("_", " ")] = text
-    return said

@@ -41,11 +41,26 @@ def axis_of(
     return Axis(low - margin, high + margin, 8, WIDTH - 8)
 
 
-def bars(lanes: Sequence[Lane], axis: Axis, *, share: bool, marks: Sequence[float] = (0.0,)) -> Markup:
-    """Means as diamonds and intervals as bars, one lane below another; numbers are shares or effects."""
+def bars(
+    lanes: Sequence[Lane],
+    axis: Axis,
+    *,
+    share: bool,
+    marks: Sequence[float] = (0.0,),
+    bands: Sequence[tuple[float, float] | None] = (),
+) -> Markup:
+    """Means as diamonds and intervals as bars, one lane below another; numbers are shares or effects.
+
+    Args:
+        bands: of each lane what it is to be compared with (of random circuits, say), drawn behind it.
+    """
     say = percent if share else signed
     height = 15.0 * len(lanes) + 4
     parts = [tag("line", x1=axis(m), x2=axis(m), y1=0, y2=height, class_="zero") for m in marks]
+    for i, band in enumerate(bands):
+        if band is not None and math.isfinite(band[0]):
+            place = {"x": axis(band[0]), "width": max(2.0, axis(band[1]) - axis(band[0])), "y": 3.5 + 15.0 * i}
+            parts.append(tag("rect", **place, height=12, class_="band random", fill="#e9e7e0"))
     for i, lane in enumerate(lanes):
         y = 2 + 15.0 * (i + 0.5)
         if not math.isfinite(lane.mean):
@@ -116,11 +131,12 @@ def token_strip(tokens: Sequence[ReadToken], unit: str) -> Markup:
     return tag("p", *boxes, class_="pstrip cpf")
 
 
-def sender_maps(rows: Sequence[Mapping[str, float | str]], unit: str) -> Figure | None:
+def sender_maps(rows: Sequence[Mapping[str, float | str]], unit: str, what: str = "senders") -> Figure | None:
     """Senders as layer by head (MLPs in a column of their own), one panel per position; None where no sender fits.
 
     Args:
         rows: sender, effect, low, high, share.
+        what: as titles and captions call them.
     """
     found: dict[str, dict[tuple[int, int], Mapping[str, float | str]]] = {}
     for row in rows:
@@ -146,7 +162,7 @@ def sender_maps(rows: Sequence[Mapping[str, float | str]], unit: str) -> Figure 
             words = f", {percent(float(row['share']))} of the total" if share else ""
             tips[i][j] = f"{row['sender']}: {signed(effect)} {unit} {interval(low, high)}{words}"
             sure[i, j] = (low > 0 or high < 0) and (not share or abs(values[i, j]) >= 0.005)
-        title = f"senders at {position}" if position else "senders at any position"
+        title = f"{what} at {position}" if position else f"{what} at any position"
         grids.append(Grid(title, values, tips, sure, [[None] * len(heads) for _ in layers]))
     return heatmap(
         grids,
@@ -155,8 +171,9 @@ def sender_maps(rows: Sequence[Mapping[str, float | str]], unit: str) -> Figure 
         row_title="layer",
         column_title="head",
         caption="Blue: the paths were helping (without them the output is worse). Orange: they were hurting. "
-        "Numbers stand where the interval leaves out zero; dashed cells are no senders.",
-        alt=f"Heat map of {len(rows)} senders over layers and heads.",
+        "Numbers stand where the interval leaves out zero; "
+        f"dashed cells are no {what}.",
+        alt=f"Heat map of {len(rows)} {what} over layers and heads.",
         unit="share of the total effect" if share else unit,
         write=percent if share else signed,
     )

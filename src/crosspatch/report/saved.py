@@ -11,6 +11,29 @@ from crosspatch.errors import ResultError
 from crosspatch.report.data import ReportData
 
 COMMAND = "crosspatch.json"
+PATHS = "paths.json"
+
+
+def page_of(folder: Path) -> str:
+    """The page of a folder of results.
+
+    Raises:
+        ResultError: see `read_folder`.
+    """
+    if (folder / PATHS).is_file():
+        from crosspatch.report.paths import render as render_paths
+        from crosspatch.report.paths_saved import read_page
+
+        return render_paths(read_page(folder, command_of(folder)))
+    from crosspatch.report import circuits_saved
+
+    if circuits_saved.is_circuit(folder):
+        from crosspatch.report.circuits import render as render_circuit
+
+        return render_circuit(circuits_saved.read_page(folder, command_of(folder)))
+    from crosspatch.report.html import render
+
+    return render(read_folder(folder))
 
 
 def read_folder(folder: Path) -> ReportData:
@@ -31,7 +54,7 @@ def read_folder(folder: Path) -> ReportData:
     raise ResultError(
         "the folder holds no results",
         where=str(folder),
-        fix="give the folder that was --out of `crosspatch localize` or `crosspatch patch`",
+        fix="give the folder that was --out of `crosspatch localize`, `crosspatch patch` or `crosspatch paths`",
     )
 
 

@@ -92,7 +92,6 @@ def _intervals(
     low, high = np.full(len(values), np.nan), np.full(len(values), np.nan)
     if sampler.n_units < 2:
         return Interval(low, high)
-    tail = _expanded(level, sampler.n_units)
     divisor = np.ones(values.shape[1]) if denominator is None else denominator
     measured = ~np.isnan(values) & np.isfinite(divisor)
     for rows in _blocks(len(values), weights.shape[1]):
@@ -100,10 +99,19 @@ def _intervals(
         filled, shared = np.where(used, values[rows], 0), used[:1] if (used == used[:1]).all() else used
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = statistic(_sums(filled, weights), shared @ weights, np.where(shared, divisor, 0) @ weights)
-        missing = np.isnan(drawn).mean(axis=1)
-        ends = _quantiles(drawn, [tail, 1 - tail])
-        # With more undefined resamples than the interval leaves out, nothing can be said.
-        low[rows], high[rows] = np.where(missing <= 1 - level, ends, np.nan)
+        ends = interval_of(drawn, sampler, level)
+        low[rows], high[rows] = ends.low, ends.high
+    return Interval(low, high)
+
+
+def interval_of(drawn: Float[np.ndarray, "row draw"], sampler: Resampler, level: float = 0.95) -> Interval:
+    """Interval of a statistic from its value in every resample (kind: see `_expanded`); NaN = undefined there."""
+    if sampler.n_units < 2:
+        return Interval(np.full(len(drawn), np.nan), np.full(len(drawn), np.nan))
+    tail = _expanded(level, sampler.n_units)
+    # With more undefined resamples than the interval leaves out, nothing can be said.
+    known = np.isnan(drawn).mean(axis=1) <= 1 - level
+    low, high = np.where(known, _quantiles(drawn, [tail, 1 - tail]), np.nan)
     return Interval(low, high)
 
 

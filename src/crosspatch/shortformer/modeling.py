@@ -66,7 +66,7 @@ class ShortformerConfig(PreTrainedConfig):
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
 
-def _eager_attention(
+def eager_attention(
     module: nn.Module,
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch head key d_head"],
@@ -114,7 +114,7 @@ class ShortformerAttention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, _eager_attention
+            self.config._attn_implementation, eager_attention
         )
         z, pattern = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.o_proj(z.flatten(-2)), pattern

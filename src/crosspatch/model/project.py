@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from crosspatch.model import Model
 from crosspatch.model.attention import capturing, query_key_value
+from crosspatch.model.model import Model
 
 
 def linear_weight(module: nn.Module) -> Tensor | None:

@@ -1,0 +1,104 @@
+"""Edge attribution: ours, the passes of the bare model that it cannot do without, and TransformerLens' EAP."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import crosspatch as cp
+from benchmarks.problem import Problem
+from crosspatch.attribution.ablation import Paired
+from crosspatch.attribution.edges import edge_scores
+from crosspatch.attribution.points import CLEAN, integration_points
+from crosspatch.attribution.setup import Setup
+from crosspatch.graph import edge_table
+from crosspatch.metrics import LogitDiff, Targets
+
+
+def setup_on(problem: Problem, model: cp.Model | None = None, n_pairs: int | None = None) -> Setup:
+    """The benchmark's pairs, clean against corrupt; the right token's logit less the wrong one's."""
+    clean, corrupt = problem.clean[:n_pairs].tolist(), problem.corrupt[:n_pairs].tolist()
+    n, length = len(clean), len(clean[0])
+    return Setup(
+        model or cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random"),
+        clean,
+        corrupt,
+        [(length - 1,)] * n,
+        [tuple(range(length))] * n,
+        LogitDiff(),
+        Targets(torch.tensor(problem.right[:n])[:, None], torch.tensor(problem.wrong[:n])[:, None]),
+        [{} for _ in range(n)],
+        [str(i) for i in range(n)],
+    )
+
+
+def bare_passes(problem: Problem) -> None:
+    """Two forward passes and one backward pass to the activations, logits at the last position only."""
+    hf, index = problem.hf, torch.arange(len(problem.clean))
+    wanted = [p for p in hf.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            hf(problem.corrupt, logits_to_keep=1)
+        embedded = hf.get_input_embeddings()(problem.clean).requires_grad_(True)
+        logits = hf(inputs_embeds=embedded, logits_to_keep=1).logits[:, -1]
+        (logits[index, problem.right] - logits[index, problem.wrong]).sum().backward()
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def forward_pass(problem: Problem) -> None:
+    """One forward pass, logits at the last position only."""
+    with torch.inference_mode():
+        problem.hf(problem.clean, logits_to_keep=1)
+
+
+def eap(setup: Setup, steps: int | None = None) -> Tensor:
+    """Mean score of every edge, by number; `steps` of EAP-IG, or plain EAP."""
+    points = CLEAN if steps is None else integration_points(steps)
+    return torch.from_numpy(edge_scores(setup, Paired(), points)[:, 0].mean(0))
+
+
+def transformer_lens_eap(problem: Problem, n_pairs: int) -> Tensor:
+    """The same numbers from TransformerLens 4.3: gradient at its corrupt run, which is our clean one; sign turned."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
+
+    with tempfile.TemporaryDirectory() as folder:
+        problem.hf.save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
+    bridge.eval()
+    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    table = edge_table(cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random").shape)
+    total = np.zeros(len(table))
+
+    def run() -> Tensor:
+        for i in range(n_pairs):
+            right, wrong = problem.right[i], problem.wrong[i]
+            found = attribution_patch(
+                bridge, problem.corrupt[i : i + 1], problem.clean[i : i + 1],
+                lambda logits, r=right, w=wrong: logits[..., -1, r].sum() - logits[..., -1, w].sum(),
+                EdgeAttributionConfig(granularity="edge"),
+            )  # fmt: skip
+            for (writer, reader), score in found.edge_scores.items():
+                total[table.number(*table.parse(f"{_writer(writer)}->{_reader(reader)}"))] -= score / n_pairs
+        return torch.from_numpy(total)
+
+    return run
+
+
+def _writer(node) -> str:
+    if node.kind == "embed":
+        return "input"
+    return f"m{node.layer}" if node.kind == "mlp_out" else f"a{node.layer}.h{node.head}"
+
+
+def _reader(node) -> str:
+    if node.kind == "logits":
+        return "logits"
+    return f"m{node.layer}" if node.kind == "mlp_in" else f"a{node.layer}.h{node.head}.{node.kind[0]}"
