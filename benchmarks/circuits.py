@@ -1,11 +1,13 @@
-"""Circuits: exact evaluation and exact edge effects, against plain forward passes and plain hooks.
+"""Circuits: edge attribution, exact evaluation and exact edge effects, against plain passes, plain hooks and a peer.
 
     .venv-bench/bin/python -m benchmarks.circuits --json out/benchmarks/circuits.json --only circuit frontier
 
 Both sides work on the same weights and tokens and take turns. Evaluating a circuit is stated in plain forward passes of
 the same prompts on the same model, as its authors ship it; both plain runs of the pairs are recorded beforehand. Plain
 hooks are exact edge patching as a careful user writes it: both plain runs are cached once, and each edge costs one
-forward pass of the clean prompts in which one input of one head or MLP is made anew.
+forward pass of the clean prompts in which one input of one head or MLP is made anew. Attribution is stated in what it
+cannot do without, two forward passes and one backward pass to the activations of the bare model; TransformerLens'
+attribution is timed on two of the pairs, since it takes them one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 import crosspatch as cp
+from benchmarks.gradients import bare_passes, eap, transformer_lens_eap
 from benchmarks.measure import alone, peak_memory, timed
 from benchmarks.problem import Problem, gpt2_small
 from benchmarks.sweeps import TOLERANCE, Line, log, write_json
@@ -39,7 +42,10 @@ CIRCUIT = 200
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # shares of all edges, as MIB has them
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 64, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
 SMALL_PAIRS = 8
-PLAIN, HOOKS = "one plain forward pass", "plain hooks"
+PEER_PAIRS = 2
+PLAIN, HOOKS, BARE = "one plain forward pass", "plain hooks", "two forward passes and a backward pass"
+PEER = "TransformerLens attribution_patch"
+PASSES = (PLAIN, BARE)
 Side = Callable[[], Tensor]
 
 
@@ -188,7 +194,29 @@ def sweep_against_hooks() -> tuple[Side, Side]:
     return ours, HookedEdges(setup, problem).sweep
 
 
+def gradients_against_passes(steps: int | None) -> tuple[Side, Side]:
+    """EAP, or EAP-IG in some steps, and the passes of the bare model that EAP needs."""
+    problem = gpt2_small(N_PAIRS, LENGTH, FIRST)
+    setup = setup_of(problem)
+
+    def plain() -> Tensor:
+        bare_passes(problem)
+        return torch.empty(0)
+
+    return lambda: eap(setup, steps), plain
+
+
+def gradients_against_peer() -> tuple[Side, Side]:
+    """EAP on a few pairs, one call for all of ours; the peer takes pairs one by one."""
+    problem = gpt2_small(PEER_PAIRS, LENGTH, FIRST)
+    setup = setup_of(problem)
+    return lambda: eap(setup), transformer_lens_eap(problem, edge_table(setup.model.shape))
+
+
 CASES: dict[str, tuple[Callable[[], tuple[Side, Side]], str]] = {
+    "eap": (lambda: gradients_against_passes(None), BARE),
+    "eap_ig": (lambda: gradients_against_passes(5), BARE),
+    "eap_peer": (gradients_against_peer, PEER),
     "circuit": (lambda: masks_against_forward(lambda _: [CIRCUIT]), PLAIN),
     "frontier": (lambda: masks_against_forward(lambda table: [int(k * len(table)) for k in GRID]), PLAIN),
     "edges": (sweep_against_hooks, HOOKS),
@@ -202,16 +230,16 @@ def run_case(case: str, args: argparse.Namespace) -> Line:
     ours, peer = make()
     log.print(f"{case}: warming up")
     ours()
-    if peer_name == PLAIN:
+    if peer_name in PASSES:
         peer()
     ours_s, peer_s, difference = [], [], None
     for turn in range(args.repeats):
         seconds, mine = timed(ours)
         ours_s.append(seconds)
-        if turn < (args.repeats if peer_name == PLAIN else args.peer_repeats):
+        if turn < (args.repeats if peer_name in PASSES else args.peer_repeats):
             seconds, theirs = timed(peer)
             peer_s.append(seconds)
-            if peer_name != PLAIN:
+            if peer_name not in PASSES:
                 difference = (mine - theirs).abs().max().item()
         log.print(f"{case}: turn {turn + 1} of {args.repeats}: ours {ours_s[-1]:.3f} s, peer {peer_s[-1]:.3f} s")
     mine_s, theirs_s = statistics.median(ours_s), statistics.median(peer_s)
@@ -241,7 +269,7 @@ def main() -> int:
     for line in lines:
         assert line.peer_s is not None
         agree = "" if line.max_abs_diff is None else f", differ by at most {line.max_abs_diff:.1e}"
-        times = f"{line.ours_s / line.peer_s:.2f} passes" if line.peer == PLAIN else f"{line.ratio:.1f} times faster"
+        times = f"{line.ours_s / line.peer_s:.2f} of them" if line.peer in PASSES else f"{line.ratio:.1f} times faster"
         print(f"{line.name}: ours {line.ours_s:.3f} s, {line.peer} {line.peer_s:.3f} s: {times}{agree}")
     if args.json:
         write_json(args.json, lines)

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import crosspatch as cp
 from benchmarks.problem import Problem
 from crosspatch.attribution.ablation import Paired
 from crosspatch.attribution.edges import edge_scores
 from crosspatch.attribution.points import CLEAN, integration_points
 from crosspatch.attribution.setup import Setup
-from crosspatch.graph import edge_table
-from crosspatch.metrics import LogitDiff, Targets
-
-
-def setup_on(problem: Problem, model: cp.Model | None = None, n_pairs: int | None = None) -> Setup:
-    """The benchmark's pairs, clean against corrupt; the right token's logit less the wrong one's."""
-    clean, corrupt = problem.clean[:n_pairs].tolist(), problem.corrupt[:n_pairs].tolist()
-    n, length = len(clean), len(clean[0])
-    return Setup(
-        model or cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random"),
-        clean,
-        corrupt,
-        [(length - 1,)] * n,
-        [tuple(range(length))] * n,
-        LogitDiff(),
-        Targets(torch.tensor(problem.right[:n])[:, None], torch.tensor(problem.wrong[:n])[:, None]),
-        [{} for _ in range(n)],
-        [str(i) for i in range(n)],
-    )
+from crosspatch.graph import EdgeTable
 
 
 def bare_passes(problem: Problem) -> None:
@@ -52,53 +35,52 @@ def bare_passes(problem: Problem) -> None:
             p.requires_grad_(True)
 
 
-def forward_pass(problem: Problem) -> None:
-    """One forward pass, logits at the last position only."""
-    with torch.inference_mode():
-        problem.hf(problem.clean, logits_to_keep=1)
-
-
 def eap(setup: Setup, steps: int | None = None) -> Tensor:
     """Mean score of every edge, by number; `steps` of EAP-IG, or plain EAP."""
     points = CLEAN if steps is None else integration_points(steps)
     return torch.from_numpy(edge_scores(setup, Paired(), points)[:, 0].mean(0))
 
 
-def transformer_lens_eap(problem: Problem, n_pairs: int) -> Tensor:
+def transformer_lens_eap(problem: Problem, table: EdgeTable) -> Callable[[], Tensor]:
     """The same numbers from TransformerLens 4.3: gradient at its corrupt run, which is our clean one; sign turned."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # the loader reads the config by name; a folder needs no network
         problem.hf.save_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
     bridge.eval()
     bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
-    table = edge_table(cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random").shape)
-    total = np.zeros(len(table))
+    n = len(problem.clean)
 
     def run() -> Tensor:
-        for i in range(n_pairs):
-            right, wrong = problem.right[i], problem.wrong[i]
+        total = np.zeros(len(table))
+        for i in range(n):
+
+            def metric(logits: Tensor, right: int = problem.right[i], wrong: int = problem.wrong[i]) -> Tensor:
+                return logits[..., -1, right].sum() - logits[..., -1, wrong].sum()
+
             found = attribution_patch(
-                bridge, problem.corrupt[i : i + 1], problem.clean[i : i + 1],
-                lambda logits, r=right, w=wrong: logits[..., -1, r].sum() - logits[..., -1, w].sum(),
+                bridge,
+                problem.corrupt[i : i + 1],
+                problem.clean[i : i + 1],
+                metric,
                 EdgeAttributionConfig(granularity="edge"),
-            )  # fmt: skip
+            )
             for (writer, reader), score in found.edge_scores.items():
-                total[table.number(*table.parse(f"{_writer(writer)}->{_reader(reader)}"))] -= score / n_pairs
+                total[table.number(*table.parse(f"{_writer(writer)}->{_reader(reader)}"))] -= score / n
         return torch.from_numpy(total)
 
     return run
 
 
-def _writer(node) -> str:
+def _writer(node: Any) -> str:
     if node.kind == "embed":
         return "input"
     return f"m{node.layer}" if node.kind == "mlp_out" else f"a{node.layer}.h{node.head}"
 
 
-def _reader(node) -> str:
+def _reader(node: Any) -> str:
     if node.kind == "logits":
         return "logits"
     return f"m{node.layer}" if node.kind == "mlp_in" else f"a{node.layer}.h{node.head}.{node.kind[0]}"
