@@ -31,6 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
                "head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 8},
     "olmo2": {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_key_value_heads": 2},
     "shortformer": {"hidden_size": 16, "num_attention_heads": 2},
+    "llama_both_ways": {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2},
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from crosspatch.graph import edge_table
 from crosspatch.metrics import KL
 from crosspatch.paths import Pairs, evaluate, from_edges
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "shortformer"]
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "shortformer", "llama_both_ways"]
 ABLATIONS = ["paired", "mean-all", "zero", "mean"]
 # RMS norms of transformers compute in float32 whatever the model's dtype is.
 CLOSE = {"gpt2": 1e-9, "gpt_neox": 1e-9, "shortformer": 1e-9}

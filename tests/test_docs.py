@@ -26,6 +26,16 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "differ" in said  # the refused comparison names the fields
 
 
+def test_the_circuits_page_runs(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks(ROOT / "docs" / "circuits.md", "python"))
+    exec(compile(code, "docs/circuits.md", "exec"), {"__name__": "circuits"})
+    said = capsys.readouterr().out
+    assert "verdict" in said
+    assert "strongest edges" in said
+    assert {"circuit.graphml", "circuit.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_in_the_docs_compiles(page: Path) -> None:
     for code in blocks(page, "python"):

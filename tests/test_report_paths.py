@@ -381,7 +381,9 @@ def test_mediation_is_split_and_hostile_names_stay_text() -> None:
     assert "25 % of it straight to the logits, 50 % through other parts" in section.headline[0]
     assert [row.name for row in section.parts] == ["total", "direct", "mediated", "interaction"]
     assert section.parts[3].cells[3] == "25 %"
-    assert "no sure effect to split" in mediation_section(mediated(0.0)).headline[0]
+    nothing = mediation_section(mediated(0.0))
+    assert "no sure effect to split" in nothing.headline[0] and len(nothing.headline) == 1
+    assert {row.cells[3] for row in nothing.parts} == {""}
     page = render(Page(EVIL[0], mediation=section, decohering=decohering_section(decohered())))
     assert [name for name, _ in Elements(page).tags].count("script") == 1
     assert "img" not in [name for name, _ in Elements(page).tags]

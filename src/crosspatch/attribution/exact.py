@@ -27,6 +27,8 @@ from crosspatch.model.attention import attend, capturing, query_key_value
 from crosspatch.model.project import Slot, head_write
 
 MIB = 2**20
+WIDEST_MIB = 4.0
+"""Hidden neurons that are held at once."""
 Progress = Callable[[float, float], None]
 Job = tuple[int, int, int]  # sender, receiver, number of the span or 0
 Rows = Float[Tensor, "row token d_model"]
@@ -261,11 +263,16 @@ class _Walk:
         return x + block.norm_attn_out(block.o_proj(z.flatten(0, 1).flatten(1)[None]))[0].view(x.shape)
 
     def _mlp(self, layer: int, x: Rows) -> Rows:
+        """What the MLP writes, some rows at a time: large activations would be fresh memory each time."""
         block = self.model.anatomy.blocks[layer]
         assert block.mlp is not None
         norm = block.norm_attn_in if block.shared_norm else block.norm_mlp_in
-        out = block.mlp(norm(x.flatten(0, 1)[None]))
-        return block.norm_mlp_out(out[0] if isinstance(out, tuple) else out).view(x.shape)
+        made = torch.empty_like(x)
+        size = x.shape[1] * (self.shape.d_mlp or 4 * self.shape.d_model) * x.element_size()
+        for part, into in zip(*(value.split(max(1, int(WIDEST_MIB * MIB / size))) for value in (x, made)), strict=True):
+            out = block.mlp(norm(part.flatten(0, 1)[None]))
+            into.copy_(block.norm_mlp_out(out[0] if isinstance(out, tuple) else out).view(part.shape))
+        return made
 
     def _from_heads(self, layer: int, jobs: list[Job], end: Tensor, here: Any) -> Rows:
         """Rows that begin at a query, key or value: the stream after attention (after the block, where it is parallel

@@ -84,6 +84,7 @@ def trace(
     neurons: bool = False,
     first: int = 0,
     rules: Rules = PLAIN,
+    gradients: bool = True,
 ) -> Trace:
     """Run rows from what the first block reads to the final norm, keeping the graph.
 
@@ -95,6 +96,7 @@ def trace(
         neurons: keep `mlp_act` as well.
         first: the block that `embedded` is the input of; earlier ones are not run.
         rules: how gradients pass norms, activations and products.
+        gradients: False: activations only, without the graph.
 
     Raises:
         ModelError: a model in training mode, or a prompt longer than its context.
@@ -110,8 +112,8 @@ def trace(
         stack.enter_context(capturing([block.attn for block in blocks]))
         stack.enter_context(frozen_parameters(model))
         stack.enter_context(rules.active(model) if rules.changes_mlp else one_kernel([b.mlp for b in blocks]))
-        stack.enter_context(torch.enable_grad())
-        x = embedded.detach().requires_grad_(True)
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        x = embedded.detach().requires_grad_(gradients)
         for layer, block in enumerate(blocks[first:], first):
             x = x.to(block.device)
             kwargs = model.attention_kwargs(layer, positions.to(block.device), tables)
@@ -160,7 +162,7 @@ def _put(run: Trace, key: Key, x: Tensor, insert: Insert) -> Tensor:
     change = insert.get(key)
     if change is not None:
         x = change(x) if callable(change) else change
-    run.at[key] = x = x if x.requires_grad else x.clone().requires_grad_(True)
+    run.at[key] = x = x if x.requires_grad or not torch.is_grad_enabled() else x.clone().requires_grad_(True)
     return x
 
 

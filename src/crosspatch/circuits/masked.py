@@ -2,8 +2,8 @@
 
 What receiver v finds is the sum, over the senders of kept edges, of what they write in this very pass, and over those
 of cut edges of their replacements; norms see that sum (Conmy et al. 2023, arXiv 2304.14997; Miller, Chughtai & Saunders
-2024). Biases belong to no node and stay. `classes` finds what has to be computed, `sums` how streams are put together,
-`forward` does it.
+2024). Biases belong to no node and stay. `classes` finds what has to be computed, `sums` how streams are put together;
+`streams` and `forward` do it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from crosspatch.attribution.ablation import Ablation, AblationName, resolve_abla
 from crosspatch.attribution.recorded import Recorded, Tokens, pack_tokens, record_pairs, replaced_by_a_run
 from crosspatch.attribution.setup import Setup
 from crosspatch.circuits.classes import CLEAN, CUT, HeadCopy, find_classes, live_edges
-from crosspatch.circuits.forward import MIB, Forward
+from crosspatch.circuits.forward import Forward
+from crosspatch.circuits.streams import MIB
 from crosspatch.circuits.sums import WIDE, Sums
 from crosspatch.errors import CircuitError
 from crosspatch.graph import ALL, ModelShape, edge_table
@@ -76,14 +77,14 @@ def run_masks(
         return out
     works = _divided(setup, by_kind, replaced_by_a_run(setup, chosen), budget_mib)
     chunk = min(_pairs_at_once(setup, sums, budget_mib, recorded is None) for _, sums in works)
-    done = 0
+    done, memory = 0, dict[str, Tensor]()
     for examples in setup.chunks(chunk):
         runs = recorded if recorded is not None else record_pairs(setup, chosen, examples)
         local = examples if recorded is not None else range(len(examples))
         tokens = pack_tokens(runs, local)
         own = None if kinds is None else _kinds_of(tokens, examples if recorded is None else None, kinds)
         for numbers, sums in works:
-            _evaluate(out, setup, numbers, examples, sums, tokens, own, budget_mib / 8)
+            _evaluate(out, setup, numbers, examples, sums, tokens, own, budget_mib / 8, memory)
             done += len(numbers) * len(examples)
             if progress is not None:
                 progress(done, len(masks) * n_examples)
@@ -99,6 +100,7 @@ def _evaluate(
     tokens: Tokens,
     kinds: Tensor | None,
     tile_mib: float,
+    memory: dict[str, Tensor],
 ) -> None:
     """Fill in the metric of some masks on some examples."""
     runs = tokens.recorded
@@ -119,7 +121,7 @@ def _evaluate(
         return
     computed = [runs.examples[pair] for pair in tokens.pairs]
     same = [i for i in examples if i not in set(computed)]
-    for mask, tail in Forward(sums, tokens, kinds, tile_mib).run():
+    for mask, tail in Forward(sums, tokens, kinds, tile_mib, memory).run():
         out[numbers[mask], computed] = _numbers(setup.measure(tokens.reads(tail), computed))
         if same:
             out[numbers[mask], same] = plain(CLEAN)[[list(examples).index(i) for i in same]]
@@ -191,7 +193,7 @@ def _pairs_at_once(setup: Setup, sums: Sums, budget_mib: float, recording: bool)
     for copy in sums.classes.copies:
         if isinstance(copy, HeadCopy):
             heads[copy.layer] = heads.get(copy.layer, 0) + 1
-    numbers = (1 + len(sums.columns[WIDE]) + 2 * len(sums.fulls[WIDE])) * shape.d_model
+    numbers = (1 + sums.columns[WIDE].number + 2 * len(sums.fulls[WIDE])) * shape.d_model
     numbers += 10 * max(heads.values(), default=0) * shape.d_head
     numbers += recorded_numbers(shape) if recording else 0
     size = torch.finfo(setup.model.dtype).bits // 8

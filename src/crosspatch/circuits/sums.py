@@ -17,28 +17,22 @@ BASES = 2
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Changes that are kept at one place, as rows of one matrix: what a copy writes beyond the replacement.
+    """Changes that are kept at one place, as rows of one matrix: what a sender writes beyond its replacement.
 
-    Copies that belong to one mask lie together, in the order of computation, so that the streams of a mask are one
-    product with consecutive rows.
+    Changes that streams of one mask are made of lie together, in the order of computation, so that these streams are
+    one product with consecutive rows. A copy that streams of several masks need is there several times.
 
     Attributes:
-        of_copy, of_clean: the row of a copy, and of the clean run's value of a sender; -1 where none is needed.
-        start: the first row of each mask's; -1 for a mask without any.
-        mask: the mask that each row belongs to; -1 for the clean run's.
+        number: of rows.
+        of_copy: the rows that hold a copy's change.
+        of_clean: the same of the clean run's value of a sender.
+        start: the first row of each mask that has any.
     """
 
-    of_copy: Int[np.ndarray, " copy"]
-    of_clean: Int[np.ndarray, " sender"]
-    start: Int[np.ndarray, " mask"]
-    mask: Int[np.ndarray, " column"]
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def of(self, senders: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Rows of the matrix for classes of senders, none of them `CUT`."""
-        return np.where(classes >= 0, self.of_copy[classes], self.of_clean[senders])
+    number: int
+    of_copy: dict[int, list[int]]
+    of_clean: dict[int, list[int]]
+    start: dict[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +75,8 @@ class Sums:
         # How many of the first senders are in each full stream.
         counts = [np.cumsum(np.pad(rows[:, 1:] != CUT, ((0, 0), (1, 0))), 1) for rows in self.full_rows]
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        used: list[list[np.ndarray]] = [[], []]  # by place: sender and class in one number
+        used: list[list[np.ndarray]] = [[], []]  # by place: mask, sender and class in one number
+        n_senders, spread = len(classes.table.senders), len(classes.copies) - CUT
         for number, stream in enumerate(classes.streams):
             place, row, mask = self.place(number), stream.row, stream.mask
             present = row[:, 1:] != CUT
@@ -94,18 +89,17 @@ class Sums:
             kinds, senders = present.nonzero()
             senders += 1
             ones = row[kinds, senders]
-            used[place].append(senders * self._spread + ones - CUT)
-            found.append((kinds, senders, ones))
-        self.columns = tuple(self._columns(each) for each in used)
+            used[place].append((mask * n_senders + senders) * spread + ones - CUT)
+            found.append((kinds, senders, used[place][-1]))
+        codes = [np.unique(np.concatenate(each)) if each else np.zeros(0, dtype=int) for each in used]
+        places = [self._columns(each, spread) for each in codes]
+        self.columns = tuple(columns for columns, _ in places)
         self.terms = []
-        for number, (kinds, senders, ones) in enumerate(found):
-            columns = self.columns[self.place(number)].of(senders, ones)
+        for number, (kinds, senders, code) in enumerate(found):
+            place = self.place(number)
+            columns = places[place][1][np.searchsorted(codes[place], code)]
             sign, first = 1 if self.base[number] == CUT else -1, classes.streams[number].row[:, 0] != CUT
             self.terms.append(Terms(kinds, senders, columns, sign, first.tolist()))
-
-    @property
-    def _spread(self) -> int:
-        return len(self.classes.copies) - CUT
 
     def place(self, stream: int) -> int:
         """Where a stream is needed."""
@@ -117,22 +111,16 @@ class Sums:
             return of
         return np.where((of < 0) | wide[np.maximum(of, 0)], of, CUT)
 
-    def _columns(self, used: list[np.ndarray]) -> Columns:
-        classes = self.classes
-        codes = np.unique(np.concatenate(used)) if used else np.zeros(0, dtype=int)
-        pairs = [(code // self._spread, code % self._spread + CUT) for code in codes.tolist()]
-        keyed = sorted((classes.copies[c].mask if c >= 0 else CLEAN, sender, c) for sender, c in pairs)
-        of_copy = np.full(max(1, len(classes.copies)), -1)
-        of_clean = np.full(len(classes.table.senders), -1)
-        start = np.full(len(classes.of), -1)
-        masks: list[int] = []
-        for mask, sender, c in keyed:
-            if c < 0:
-                of_clean[sender] = len(masks)
-            else:
-                if start[mask] < 0:
-                    start[mask] = len(masks)
-                    masks += [mask] * BASES
-                of_copy[c] = len(masks)
-            masks.append(mask)
-        return Columns(of_copy, of_clean, start, np.array(masks, dtype=int))
+    def _columns(self, codes: Int[np.ndarray, " change"], spread: int) -> tuple[Columns, Int[np.ndarray, " change"]]:
+        """(columns, the column of every change)."""
+        of_copy: dict[int, list[int]] = {}
+        of_clean: dict[int, list[int]] = {}
+        start: dict[int, int] = {}
+        columns = []
+        for i, code in enumerate(codes.tolist()):
+            mask, sender = divmod(code // spread, len(self.classes.table.senders))
+            start.setdefault(mask, i + len(start) * BASES)
+            columns.append(i + len(start) * BASES)
+            one = code % spread + CUT
+            (of_clean.setdefault(sender, []) if one == CLEAN else of_copy.setdefault(one, [])).append(columns[-1])
+        return Columns(len(codes) + len(start) * BASES, of_copy, of_clean, start), np.array(columns, dtype=int)

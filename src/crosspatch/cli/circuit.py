@@ -184,6 +184,8 @@ def summary_of(found: Found) -> str:
     chosen = found.tried.loc[found.tried["edges"] == found.circuit.n_edges].iloc[0]
     total = len(found.circuit.table) * max(1, len(found.circuit.spans))
     kept = f"{found.circuit.n_edges:,} of {total:,} edges keep {chosen['kept']:.0%} of the gap on the pairs searched on"
+    if len(found.tried) == 1:
+        return f"{kept}."
     if found.reached:
         return f"{kept}: the smallest size tried that is within {1 - found.search.target:.0%} of the whole model."
     return f"{kept}. No size came within {1 - found.search.target:.0%} of the whole model; this one is nearest."
@@ -226,6 +228,7 @@ def verify(
         checked = work.verification(given, found, max(exact, 1), seed, budget_mib, shown)
     assert checked is not None  # there are scores
     work.save_verification(folder, checked)
+    work.note_command(folder)
     page = work.write_page(folder)
     frame = checked.frame()
     result(

@@ -1,4 +1,4 @@
-"""`crosspatch circuit compare` and `export`: circuits beside one another, and for other programs; no model is loaded."""
+"""`crosspatch circuit compare` and `export`: circuits beside one another, and for other programs."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ def evaluate(
         verdict.save(place)
         if matrix is not None:
             matrix.save(place / "specificity")
+        if place == source:
+            work.note_command(place)
     page = work.write_page(place)
     shown_matrix = None if matrix is None else work.records(matrix.frame)
     result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,7 @@ def save_run(
                 "asked": given.about,
                 "facts": {**said, **{name: str(value) for name, value in facts.items()}},
                 "spans": list(given.spans),
+                "also": [],
             }
         ),
     )
@@ -199,6 +201,17 @@ def save_verification(out: Path, checked: Verification) -> None:
     saved = {"describe": checked.describe(), "theta": checked.theta, "summary": checked.summary()}
     write_json(out / files.VERIFICATION, finite(saved | {"rows": records(frame)}))
     write_atomic(out / "verification.csv", frame.to_csv(index=False).encode())
+
+
+def note_command(folder: Path) -> None:
+    """Add this command to those that made a folder, once."""
+    from crosspatch.cli.folders import essential
+    from crosspatch.results.files import write_json
+
+    data = files.read_run(folder)
+    command = essential(sys.argv[1:])
+    if command not in data["also"]:
+        write_json(folder / files.RUN, data | {"also": [*data["also"], command]})
 
 
 def write_page(out: Path | None) -> str | None:

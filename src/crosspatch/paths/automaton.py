@@ -113,8 +113,10 @@ class Automaton:
     def read(self, state: State, node: int, channel: Channel, place: Place) -> State:
         match state:
             case ("wrote", items):
-                head = node in self.heads
-                return ("route", frozenset(i for i, n in items if self._may_read(n, head, channel, place)))
+                if node not in self.heads:
+                    return ("route", frozenset(i for i, _ in items))
+                found = (i for i, n in items if n is None or self._may_read(n, channel, place))
+                return ("route", frozenset(found))
             case ("edges", number, _):
                 return ("edges", number, (node, channel) if node in self.heads else (node,))
             case ("outside",):
@@ -183,16 +185,13 @@ class Automaton:
                 found.add((rest.next[0], steps))
         return frozenset(found)
 
-    def _may_read(self, number: int | None, head: bool, channel: Channel, place: Place) -> bool:
-        return (
-            number is None
-            or not head
-            or any(
-                (step.channels is None or channel in step.channels)
-                and (not step.reads_at or _at(step.at, place))
-                and (step.window is None or step.window in place.windows)
-                for step in self.steps[number]
-            )
+    def _may_read(self, number: int, channel: Channel, place: Place) -> bool:
+        """Whether any of some steps that name a head allows this input of it."""
+        return any(
+            (step.channels is None or channel in step.channels)
+            and (not step.reads_at or _at(step.at, place))
+            and (step.window is None or step.window in place.windows)
+            for step in self.steps[number]
         )
 
     def _kept(self, steps: tuple[Step, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     data = read_json(path)
     known = data.get("format") == FORMAT and data.get("version") == VERSION
-    if not known or not all(isinstance(data.get(part), dict) for part in ("settings", "asked", "facts")):
+    fits = all(isinstance(data.get(part), dict) for part in ("settings", "asked", "facts"))
+    if not known or not fits or not isinstance(data.get("also"), list):
         raise ResultError("is not what `crosspatch circuit` writes", where=str(path), fix="make it again")
     return data
 
@@ -89,6 +91,7 @@ def read_page(folder: Path, command: str = "") -> CircuitPage:
             fields |= {"gates": gates_of(gates), "forced": bool(gates.get("forced"))}
         title = str(run["title"])
         order = [str(span) for span in run.get("spans", ())]
+        commands = [command, *(shlex.join(["crosspatch", *map(str, words)]) for words in run["also"])]
         asked, facts = ({str(k): str(v) for k, v in run[part].items()} for part in ("asked", "facts"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultError(
@@ -118,7 +121,7 @@ def read_page(folder: Path, command: str = "") -> CircuitPage:
         sections.drawn(circuit, scores, read_ranking(folder, circuit), often, order),
         asked=asked,
         facts=facts,
-        command=command,
+        command="\n".join(filter(None, commands)),
         python=_python(folder, fields),
         **fields,
     )

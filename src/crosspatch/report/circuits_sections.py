@@ -137,8 +137,11 @@ def _random(row: Mapping[str, Any], of: str) -> str:
 
 def _verdict_words(row: Mapping[str, Any], evaluation: CircuitEvaluation) -> tuple[str, ...]:
     """The first sentences of the page."""
+    circuit = evaluation.circuits[0]
+    share = circuit.n_edges / (len(circuit.table) * max(len(circuit.spans), 1))
+    at = " and spans" if circuit.spans else ""
     said = [
-        f"{row['edges']:,} edges, {_share(row['share_of_edges'])} of the model's, alone keep "
+        f"{row['edges']:,} edges, {_share(share)} of the model's{at}, alone keep "
         f"{percent(row['faithfulness'])} {share_range(row['faithfulness_low'], row['faithfulness_high'])} of the "
         f"behaviour on {len(evaluation.clean)} pairs; without them {percent(row['necessity'])} "
         f"{share_range(row['necessity_low'], row['necessity_high'])} of it is lost."

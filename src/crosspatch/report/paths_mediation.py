@@ -71,7 +71,7 @@ def mediation_section(found: Mediation) -> Mediated:
         if sure
         else f"{does}: the interval holds zero, so that there is no sure effect to split."
     ]
-    if top:
+    if top and sure:
         first = top[0]
         said.append(
             f"{first['sender']} passes on most as the first part after it: {signed(first['effect'])} {unit} "
@@ -83,7 +83,12 @@ def mediation_section(found: Mediation) -> Mediated:
         tuple(
             Row(
                 r["part"],
-                (PARTS[r["part"]], signed(r["effect"]), between(r["low"], r["high"]), percent(r["share"])),
+                (
+                    PARTS[r["part"]],
+                    signed(r["effect"]),
+                    between(r["low"], r["high"]),
+                    percent(r["share"]) if sure else "",
+                ),
                 figures.bars([lane], axis, share=False),
             )
             for r, lane in zip(split, lanes, strict=True)
@@ -134,7 +139,7 @@ def decohering_section(found: Decohering) -> Decohered:
             f"{signed(most['aue_change'])} {about['unit']} {between(most['aue_change_low'], most['aue_change_high'])} "
             f"(\N{LEFT DOUBLE QUOTATION MARK}{most['hypothesis']}\N{RIGHT DOUBLE QUOTATION MARK}).",
         ),
-        tuple(name if name == str(group) else f"{name}: {group}" for name, group in about["groups"].items()),
+        tuple(_group(name, str(group)) for name, group in about["groups"].items()),
         tuple(
             Row(
                 str(r["hypothesis"]),
@@ -154,3 +159,8 @@ def decohering_section(found: Decohering) -> Decohered:
         about["unit"],
         facts_of(about, skip=("hypotheses", "always", "groups")),
     )
+
+
+def _group(name: str, text: str) -> str:
+    """A group's name and paths, once if they are the same (a pattern is written out from the input on)."""
+    return name if text.removeprefix("input -> ") == name else f"{name}: {text}"
