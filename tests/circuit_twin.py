@@ -31,6 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
                "head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 8},
     "olmo2": {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_key_value_heads": 2},
     "shortformer": {"hidden_size": 16, "num_attention_heads": 2},
+    "compiled": {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "head_dim": 8},
     "llama_both_ways": {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2},
 }  # fmt: skip
 
@@ -38,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
 @lru_cache
 def tiny(family: str, n_layers: int = 3, dtype: torch.dtype = torch.float64) -> cp.Model:
     """A few narrow layers with weights large enough for every edge to matter."""
-    cls, config = families.FAMILIES[family]()
+    cls, config = (families.FAMILIES | families.BIDIRECTIONAL)[family]()
     layers = {"n_layer": n_layers} if family == "gpt2" else {"num_hidden_layers": n_layers}
     for name, value in (SIZES[family] | layers).items():
         setattr(config, name, value)

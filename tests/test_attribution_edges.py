@@ -60,17 +60,19 @@ def test_every_method_is_exact_in_a_linear_network(method):
     np.testing.assert_allclose(attribute(setup, method).per_example, exact, atol=1e-9)
 
 
-def test_pairs_of_unequal_length_align_by_their_partners():
+@pytest.mark.parametrize("positions", [(0, 1, 2, 4, 5, 6), (0, 1, None, 4, 5, 6)])
+def test_pairs_of_unequal_length_align_by_their_partners(positions):
     """A token without a partner keeps its value; cutting everything else leads to the corrupt run's answer."""
     setup = family_setup("llama", lengths=(6, 6))
     longer = [[*ids[:3], 7, *ids[3:]] for ids in setup.corrupt]
-    partner = [(0, 1, 2, 4, 5, 6)] * 2
+    partner = [positions] * 2
     unequal = type(setup)(**{**vars(setup), "corrupt": longer, "partner": partner})
     ablation, edges = resolve_ablation("paired", unequal), some_edges(unequal, 20)
     found = edge_scores(unequal, ablation)[:, 0, edges]
     h = 1e-5
     slope = (one_by_one(unequal, Toward(ablation, h), edges) - one_by_one(unequal, Toward(ablation, -h), edges)) / 2 / h
     np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6 * np.abs(found).max())
+    assert not unequal.aligned
     _, cut = endpoints(unequal, ablation)
     np.testing.assert_allclose(cut, unequal.corrupt_metric(unequal.record_corrupt()).numpy(), rtol=1e-9)
 
@@ -185,3 +187,15 @@ def test_scores_are_saved_and_read(tmp_path):
     (tmp_path / "scores" / "scores.json").write_text("{}")
     with pytest.raises(ResultError, match="holds no scores"):
         load_scores(tmp_path / "scores")
+
+
+def test_a_longer_corrupt_prompt_whose_first_tokens_are_partners_is_read_in_place():
+    setup = family_setup("gpt2", lengths=(4, 4))
+    longer = type(setup)(**{**vars(setup), "corrupt": [[*ids, 7, 8] for ids in setup.corrupt]})
+    assert not longer.aligned
+    keys = [(0, "resid_pre")]
+    clean = {key: longer.record_clean(keys).packed(key) for key in keys}
+    found = resolve_ablation("paired", longer).store(longer, [0, 1], clean)[keys[0]]
+    run = longer.record_corrupt(keys)
+    for i in range(2):
+        assert torch.equal(found[4 * i : 4 * i + 4], run.value("input", i)[:4])

@@ -19,10 +19,10 @@ from crosspatch.graph import edge_table
 from crosspatch.metrics import KL
 from crosspatch.paths import Pairs, evaluate, from_edges
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "shortformer", "llama_both_ways"]
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "shortformer", "compiled", "llama_both_ways"]
 ABLATIONS = ["paired", "mean-all", "zero", "mean"]
 # RMS norms of transformers compute in float32 whatever the model's dtype is.
-CLOSE = {"gpt2": 1e-9, "gpt_neox": 1e-9, "shortformer": 1e-9}
+CLOSE = {"gpt2": 1e-9, "gpt_neox": 1e-9, "shortformer": 1e-9, "compiled": 1e-9}
 
 
 def close(family: str) -> float:
@@ -159,7 +159,7 @@ def test_masks_that_do_not_fit_are_refused():
         run_masks(setup, [table.exists[1:]])
     with pytest.raises(CircuitError, match="span"):
         run_masks(setup, [table.exists[..., None]], spans=["nowhere"])
-    with pytest.raises(CircuitError, match="other pairs"):
+    with pytest.raises(InterventionError, match="other pairs"):
         run_masks(setup, [table.exists], recorded=record_pairs(setup.select([0])))
     with pytest.raises(CrosspatchError, match="ablation"):
         run_masks(setup, [table.exists], "none")

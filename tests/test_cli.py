@@ -512,9 +512,11 @@ def test_localize_on_the_shipped_model_writes_a_report_that_can_be_rebuilt(run, 
     assert {row["granularity"] for row in report["top"]} == {"residual", "block", "head"}
     assert {f["severity"] for f in report["findings"]} <= {"error", "warning", "note"}
     page = (out / "report.html").read_text()
-    for section in ("gates", "maps", "parts", "attention", "confirmed", "diagnosis", "reproduce"):
+    for section in ("gates", "maps", "parts", "attention", "circuit", "confirmed", "diagnosis", "reproduce"):
         assert f'<section id="{section}">' in page
     assert "crosspatch localize --n 20" in page
+    assert report["circuit"]["circuit"]["faithfulness"] > 0.7
+    assert "crosspatch localize --n 20" in (out / "circuit" / "report.html").read_text()
 
     code, stdout, _ = run(*command, "--resume")
     assert code == 0

@@ -59,13 +59,7 @@ def exact_edges(
     Raises:
         InterventionError: see `resolve_ablation`; an unknown edge or span; runs of other pairs.
     """
-    chosen = recorded.ablation if recorded is not None else resolve_ablation(ablation, setup)
-    if recorded is not None and (recorded.setup is not setup or ablation not in (chosen, chosen.name)):
-        raise InterventionError(
-            f"these are runs of other pairs, or for {chosen.name!r} ablation",
-            where="recorded",
-            fix="pass what record_pairs(setup, ablation) returned for this very setup and ablation",
-        )
+    chosen = resolve_ablation(ablation, setup) if recorded is None else recorded.require(setup, ablation)
     table = edge_table(setup.model.shape)
     jobs = _jobs(table, edges, max(1, len(spans)))
     for i, named in enumerate(setup.spans):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crosspatch.attribution.ablation import Ablation, AblationName, Store, resolve_ablation, sender_keys
 from crosspatch.attribution.setup import Setup
+from crosspatch.errors import InterventionError
 from crosspatch.graph import ModelShape
 from crosspatch.model import Run
 from crosspatch.model.run import Key
@@ -46,6 +47,20 @@ class Recorded:
     clean: Run
     cut: Store
     replaced: Run | None
+
+    def require(self, setup: Setup, ablation: AblationName | Ablation) -> Ablation:
+        """The ablation, if these are runs of this very setup with it.
+
+        Raises:
+            InterventionError: they are not.
+        """
+        if self.setup is not setup or not (ablation is self.ablation or ablation == self.ablation.name):
+            raise InterventionError(
+                f"these are runs of other pairs, or for {self.ablation.name!r} ablation",
+                where="recorded",
+                fix="pass what record_pairs(setup, ablation) returned for this very setup and ablation",
+            )
+        return self.ablation
 
     @cached_property
     def first(self) -> list[int]:

@@ -84,8 +84,9 @@ class Setup:
 
     @property
     def aligned(self) -> bool:
-        """Whether every position has the same position of the corrupt prompt for its partner."""
-        return all(pair == tuple(range(len(ids))) for pair, ids in zip(self.partner, self.clean, strict=True))
+        """Whether every position has the same position of a corrupt prompt of the same length for its partner."""
+        pairs = zip(self.clean, self.corrupt, self.partner, strict=True)
+        return all(len(a) == len(b) and partner == tuple(range(len(a))) for a, b, partner in pairs)
 
     def select(self, examples: Sequence[int]) -> Setup:
         """These pairs only, in this order."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from crosspatch.lazy import make_lazy
 
 if TYPE_CHECKING:
+    from crosspatch.circuits.acdc import Pruned, acdc, acdc_scores
     from crosspatch.circuits.budget import largest_within
     from crosspatch.circuits.circuit import Circuit
     from crosspatch.circuits.compare import (
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from crosspatch.circuits.frontier import Frontier, frontier, frontier_of_scores
     from crosspatch.circuits.hypotheses import HypothesisTests, hypothesis_tests
     from crosspatch.circuits.judge import Judge
+    from crosspatch.circuits.known import distance_setup, needed_edges, program_setup
+    from crosspatch.circuits.learn import Learned, learn_mask
+    from crosspatch.circuits.masked import run_masks
     from crosspatch.circuits.mib import cmd, cpr, interpbench_auroc, log_cmd, log_cpr
     from crosspatch.circuits.minimality import Minimality, minimality
     from crosspatch.circuits.neurons import Neurons
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from crosspatch.circuits.random import random_circuits, random_like
     from crosspatch.circuits.ranking import consistent
     from crosspatch.circuits.references import Reference, reference
+    from crosspatch.circuits.search import Found, Search, find_circuit
     from crosspatch.circuits.select import by_span, from_node_scores, greedy, nested, path_aware, threshold, top_n
     from crosspatch.circuits.specificity import Specificity, specificity
     from crosspatch.circuits.stability import Stability, stability
@@ -43,16 +48,22 @@ __all__ = [
     "Circuit",
     "CircuitEvaluation",
     "Completeness",
+    "Found",
     "Frontier",
     "HypothesisTests",
     "Judge",
+    "Learned",
     "Minimality",
     "Neurons",
+    "Pruned",
     "Reference",
     "Roc",
     "ScoredPath",
+    "Search",
     "Specificity",
     "Stability",
+    "acdc",
+    "acdc_scores",
     "agreement",
     "auroc",
     "by_span",
@@ -61,9 +72,11 @@ __all__ = [
     "completeness",
     "consistent",
     "cpr",
+    "distance_setup",
     "edit_distance",
     "enumerate_paths",
     "evaluate",
+    "find_circuit",
     "frequency",
     "from_node_scores",
     "frontier",
@@ -73,17 +86,21 @@ __all__ = [
     "interpbench_auroc",
     "iou",
     "largest_within",
+    "learn_mask",
     "log_cmd",
     "log_cpr",
     "minimality",
+    "needed_edges",
     "nested",
     "path_aware",
+    "program_setup",
     "random_circuits",
     "random_like",
     "random_weights",
     "read_circuit",
     "reference",
     "roc",
+    "run_masks",
     "specificity",
     "stability",
     "threshold",
@@ -128,5 +145,25 @@ make_lazy(
         "specificity": ("Specificity", "specificity"),
         "stability": ("Stability", "stability"),
         "worst": ("worst_pairs",),
+        "acdc": (
+            "Pruned",
+            "acdc",
+            "acdc_scores",
+        ),
+        "learn": (
+            "Learned",
+            "learn_mask",
+        ),
+        "masked": ("run_masks",),
+        "search": (
+            "Found",
+            "Search",
+            "find_circuit",
+        ),
+        "known": (
+            "distance_setup",
+            "needed_edges",
+            "program_setup",
+        ),
     },
 )

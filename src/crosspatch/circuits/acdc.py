@@ -157,7 +157,7 @@ class _Search:
             )
         self.setup, self.table, self.change, self.budget_mib = setup, table, change, budget_mib
         self.recorded = recorded if recorded is not None else record_pairs(setup, ablation)
-        self.ablation = self.recorded.ablation if recorded is None else ablation
+        self.ablation = self.recorded.require(setup, self.recorded.ablation if recorded is None else ablation)
         self.sign = -1.0 if setup.metric.better == "higher" else 1.0
         self.known: dict[bytes, float] = {}
         self.evaluations = 0

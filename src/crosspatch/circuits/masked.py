@@ -61,16 +61,10 @@ def run_masks(
         raw metric values.
 
     Raises:
-        CircuitError: a mask that does not fit the model; runs of other pairs.
-        InterventionError: see `resolve_ablation`.
+        CircuitError: a mask that does not fit the model.
+        InterventionError: see `resolve_ablation`; runs of other pairs.
     """
-    chosen = recorded.ablation if recorded is not None else resolve_ablation(ablation, setup)
-    if recorded is not None and (recorded.setup is not setup or ablation not in (chosen, chosen.name)):
-        raise CircuitError(
-            f"these are runs of other pairs, or for {chosen.name!r} ablation",
-            where="recorded",
-            fix="pass what record_pairs(setup, ablation) returned for this very setup and ablation",
-        )
+    chosen = resolve_ablation(ablation, setup) if recorded is None else recorded.require(setup, ablation)
     kinds, by_kind = _by_kind(setup, masks, spans)
     n_examples, out = len(setup), np.full((len(masks), len(setup)), np.nan)
     if not len(masks):

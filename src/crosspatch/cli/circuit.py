@@ -211,7 +211,7 @@ def verify(
     were left out; writes both to the folder and rebuilds its report.
     """
     from crosspatch.cli import circuit_run as work
-    from crosspatch.report import circuits_saved as files
+    from crosspatch.report import circuits_files as files
 
     asked = work.saved_settings(folder).changed(dtype=dtype, device=device)
     found = work.saved_found(folder, circuit_files.saved_circuit(folder))

@@ -116,7 +116,7 @@ def circuit_of(text: str, shape: ModelShape | None = None) -> tuple[Circuit, Flo
         CircuitError: nothing there, or not readable as a circuit.
     """
     from crosspatch.circuits import read_circuit, reference
-    from crosspatch.report.circuits_saved import CIRCUIT, SCORES
+    from crosspatch.report.circuits_files import CIRCUIT, SCORES
 
     if text.startswith(REFERENCE):
         return reference(text.removeprefix(REFERENCE), shape).circuit, None

@@ -14,7 +14,8 @@ import numpy as np
 from crosspatch.cli.circuit_inputs import Given, Settings
 from crosspatch.cli.console import Bars, finite
 from crosspatch.errors import CircuitError
-from crosspatch.report import circuits_saved as files
+from crosspatch.report import circuits_files as files
+from crosspatch.report.circuits_saved import is_circuit, read_ranking, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +145,25 @@ def judge(
     return Verdict(evaluation, worst, curve, steady, tested)
 
 
+def saved_verdict(folder: Path) -> Verdict:
+    """What was found out about the circuit of a folder.
+
+    Raises:
+        ResultError, CircuitError: a damaged file.
+    """
+    import pandas as pd
+
+    from crosspatch.circuits.evaluation import CircuitEvaluation
+    from crosspatch.circuits.frontier import Frontier
+    from crosspatch.circuits.stability import Stability
+    from crosspatch.results.files import read_json
+
+    worst = pd.DataFrame(read_json(folder / files.WORST).get("pairs"))
+    curve = Frontier.load(folder / files.FRONTIER) if (folder / files.FRONTIER).is_dir() else None
+    steady = Stability.load(folder / files.STABILITY) if (folder / files.STABILITY).is_dir() else None
+    return Verdict(CircuitEvaluation.load(folder / files.EVALUATION), worst, curve, steady)
+
+
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +176,7 @@ def save_run(
     circuit.save(out / files.CIRCUIT)
     shape, model = circuit.shape, given.setup.model
     task = given.setup.provenance["task"]
+    called = "the embedded model" if model.name == "embedded" else model.name
     said = {
         "model": f"{model.name}, {shape.n_layers} layers of {shape.n_heads} heads",
         "metric": asked.metric,
@@ -172,7 +193,7 @@ def save_run(
             {
                 "format": files.FORMAT,
                 "version": files.VERSION,
-                "title": f"Which edges of {model.name} carry {task}?",
+                "title": f"Which edges of {called} carry {task}?",
                 "settings": settings,
                 "asked": given.about,
                 "facts": {**said, **{name: str(value) for name, value in facts.items()}},
@@ -208,7 +229,7 @@ def note_command(folder: Path) -> None:
     from crosspatch.cli.folders import essential
     from crosspatch.results.files import write_json
 
-    data = files.read_run(folder)
+    data = read_run(folder)
     command = essential(sys.argv[1:])
     if command not in data["also"]:
         write_json(folder / files.RUN, data | {"also": [*data["also"], command]})
@@ -228,7 +249,7 @@ def saved_settings(folder: Path) -> Settings:
         ResultError: see `read_run`.
         CircuitError: other settings than ours.
     """
-    data = dict(files.read_run(folder)["settings"])
+    data = dict(read_run(folder)["settings"])
     data.pop("search", None)
     return _made(Settings, data, folder)
 
@@ -242,14 +263,14 @@ def saved_found(folder: Path, circuit: Circuit) -> Found | None:
     from crosspatch.attribution.scores import load_scores
     from crosspatch.circuits.search import Search
 
-    settings = files.read_run(folder)["settings"].get("search")
+    settings = read_run(folder)["settings"].get("search")
     if settings is None:
-        return found_from(circuit, files.read_ranking(folder, circuit))
+        return found_from(circuit, read_ranking(folder, circuit))
     search = _made(Search, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}, folder)
     if (folder / files.SCORES).is_dir():
         scores = load_scores(folder / files.SCORES)
         return _found(circuit, scores.values.mean(0).T if search.spans else scores.mean, scores, search)
-    ranking = files.read_ranking(folder, circuit)
+    ranking = read_ranking(folder, circuit)
     return None if ranking is None else _found(circuit, ranking, None, search)
 
 
@@ -291,7 +312,7 @@ def _made(kind: type[T], data: Mapping[str, Any], folder: Path) -> T:
 
 def copy_run(source: Path, out: Path, circuit: Circuit, given: Given, asked: Settings, found: Found | None) -> None:
     """Begin a new folder for the evaluation of a circuit that is already there, with what it was chosen from."""
-    known = files.is_circuit(source)
+    known = is_circuit(source)
     save_run(out, circuit, given, asked, {"circuit": str(source)}, found.search if known and found else None)
     if found is None:
         return

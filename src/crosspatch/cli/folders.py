@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crosspatch.errors import ResultError
+from crosspatch.report.circuits_files import FOLDER, PARTS
 from crosspatch.report.saved import COMMAND
 
 MARKER = COMMAND
@@ -20,10 +21,6 @@ OURS = re.compile(
 """Names of the files that a run writes; --overwrite removes these and no others."""
 VOICE = {"--resume", "--overwrite", "--json", "--quiet", "-q", "--debug"}
 SPEED = {"--threads", "--budget-mib"}
-
-
-CIRCUIT_PARTS = ("scores", "evaluation", "frontier", "stability", "tests", "specificity")
-"""Folders of a circuit's folder."""
 
 
 def open_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -103,7 +100,7 @@ def _clear(out: Path) -> None:
     """Remove the files of earlier results, and the folders that only held them."""
     folders = [out, out / "confirmation", out / "conditional", out / "parts", *(out / "levels").glob("*")]
     folders += [folder / "parts" for folder in folders[1:]] + [out / "levels"]
-    folders += [base / name for base in (out, out / "circuit") for name in CIRCUIT_PARTS] + [out / "circuit"]
+    folders += [base / name for base in (out, out / FOLDER) for name in PARTS] + [out / FOLDER]
     for folder in sorted(set(folders), key=lambda f: -len(f.parts)):
         if not folder.is_dir() or folder.is_symlink():
             continue

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crosspatch.cli.circuit_inputs import Settings
+from crosspatch.cli.circuit_judge import say_verdict
+from crosspatch.cli.circuit_localize import ablation_of, end_with_circuit
 from crosspatch.cli.console import Debug, Json, Quiet, bars, mode, result, say
 from crosspatch.cli.folders import open_folder
 from crosspatch.cli.inputs import (
@@ -50,6 +53,9 @@ def localize(
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the pairs kept back to confirm the top parts on.")
     ] = 0.25,
+    circuit: Annotated[
+        bool, typer.Option("--circuit/--no-circuit", help="End with a circuit of edges and its evaluation.")
+    ] = True,
     seed: Seed = 0,
     force: Force = False,
     resume: Resume = False,
@@ -66,7 +72,8 @@ def localize(
 
     Checks that the experiment makes sense; patches the residual stream, then blocks, heads, queries, keys, values and
     neurons under what matters; removes the top parts to see what takes over; runs the top rows again on pairs that were
-    held out; says what is wrong with the result; and writes it all to one folder, with report.html to read first.
+    held out; says what is wrong with the result; finds a circuit of edges and judges it on held-out pairs; and writes
+    it all to one folder, with report.html to read first.
     """
     open_folder(out, resume=resume, overwrite=overwrite)
     mode.resumable = True
@@ -92,11 +99,27 @@ def localize(
             progress=shown.stage,
             force=force,
         )
+        ended = None
+        if circuit:
+            asked = Settings(
+                task,
+                model,
+                corruption,
+                n,
+                (metric or DEFAULT)[0],
+                ablation_of(source),
+                seed=seed,
+                dtype=dtype,
+                device=device,
+            )
+            ended = end_with_circuit(out, loaded, asked, force, resume, budget_mib, shown)
     page = write_report(out)
-    result(_as_json(found, str(page)))
+    result(_as_json(found, str(page)) | {"circuit": None if ended is None else ended.to_json()})
     for name, swept in found.drill.levels.items():
         say(f"{name}\n{top_table(swept, 6)}\n")
     say(f"{said_of(remarks_of(found.drill.result, found.findings))}\n")
+    if ended is not None:
+        say_verdict(ended)
     say(f"Report: {page}")
 
 

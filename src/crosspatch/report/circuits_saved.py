@@ -13,13 +13,23 @@ from jaxtyping import Float
 from crosspatch.circuits import Circuit
 from crosspatch.errors import ResultError
 from crosspatch.report.circuits import CircuitPage
+from crosspatch.report.circuits_files import (
+    CIRCUIT,
+    EVALUATION,
+    FORMAT,
+    FRONTIER,
+    GATES,
+    RANKING,
+    RUN,
+    SCORES,
+    SPECIFICITY,
+    STABILITY,
+    TESTS,
+    VERIFICATION,
+    VERSION,
+    WORST,
+)
 from crosspatch.results.files import read_json
-
-CIRCUIT, RUN, GATES = "circuit.json", "find.json", "gates.json"
-SCORES, EVALUATION, FRONTIER, STABILITY = "scores", "evaluation", "frontier", "stability"
-TESTS, SPECIFICITY = "tests", "specificity"
-VERIFICATION, WORST, RANKING = "verification.json", "worst.json", "ranking.json"
-FORMAT, VERSION = "crosspatch-circuit-run", 1
 
 
 def is_circuit(folder: Path) -> bool:

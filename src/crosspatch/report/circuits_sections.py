@@ -150,9 +150,12 @@ def _verdict_words(row: Mapping[str, Any], evaluation: CircuitEvaluation) -> tup
         failed = ", ".join(CODES.get(f.code, f.code).lower() for f in evaluation.failures)
         said.append(f"These numbers support no claim, because a gate failed ({failed}).")
         return tuple(said)
-    failing = [f for f in evaluation.verdict() if f.level == "failure"]
+    every = [*evaluation.findings, *evaluation.verdict()]
+    failing = [f for f in every if f.level == "failure"]
+    warned = sum(f.level == "warning" for f in every)
+    caveat = f", with {warned} warning{'' if warned == 1 else 's'}" if warned else ""
     said.append(
-        "Every gate and every test of the verdict passed."
+        f"Every gate and every test of the verdict passed{caveat}."
         if not failing
         else "Not shown: " + "; ".join(f.message.split(": ", 1)[-1] for f in failing) + "."
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from crosspatch.report.circuits import CircuitPage
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ class ReportData:
         clean, corrupt: its mean (with interval) on the two unpatched runs.
         methodology: what was done, name to value, in the order to show.
         environment: versions, hashes, seeds, times, name to value.
+        circuit: the circuit that the localisation ended with; its own page stands in the folder `circuit`.
     """
 
     task: str
@@ -223,6 +228,7 @@ class ReportData:
     methodology: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     cost: dict[str, str] = field(default_factory=dict)
+    circuit: CircuitPage | None = None
     command: str = ""
     python: str = ""
 

@@ -62,6 +62,8 @@ def q_value(q: float) -> str:
 
 def context(data: ReportData) -> dict[str, Any]:
     """What the template shows."""
+    from crosspatch.report.circuits import headline_of
+
     tables = part_tables(data)
     linked = frozenset(row["key"] for table in tables for row in table["rows"])
     roles = role_names(data.examples)
@@ -86,6 +88,9 @@ def context(data: ReportData) -> dict[str, Any]:
         "tables": tables,
         "linked": linked,
         "attention": attention_items(data),
+        "circuit_headline": headline_of(data.circuit) if data.circuit is not None else [],
+        "circuit_style": Markup(template_text("circuits.css") if data.circuit is not None else ""),
+        "circuit_script": Markup(template_text("circuits.js") if data.circuit is not None else ""),
         "interval": interval,
         "counts": {s: sum(f.severity == s for f in data.findings) for s in ("error", "warning", "note")},
     }

@@ -47,8 +47,13 @@ def read_folder(folder: Path) -> ReportData:
 
     if (folder / "localization.json").is_file():
         from crosspatch.patching import Localization
+        from crosspatch.report import circuits_saved
+        from crosspatch.report.circuits_files import FOLDER
 
-        return report_of_localization(Localization.load(folder), command=command_of(folder), python=localized(folder))
+        own = folder / FOLDER
+        circuit = circuits_saved.read_page(own) if circuits_saved.is_circuit(own) else None
+        found = Localization.load(folder)
+        return report_of_localization(found, command=command_of(folder), python=localized(folder), circuit=circuit)
     if (folder / "result.json").is_file():
         return report_of({"sweep": load_result(folder)}, command=command_of(folder), python=swept(folder))
     raise ResultError(
