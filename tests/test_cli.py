@@ -377,14 +377,17 @@ def test_an_unexpected_error_is_reported_without_a_traceback(run, monkeypatch) -
         main()
 
 
-def test_an_interrupt_says_how_to_go_on(run, monkeypatch) -> None:
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_interrupt_says_how_to_go_on_where_one_can(run, monkeypatch, resumable) -> None:
     def interrupted() -> None:
+        console.mode.resumable = resumable
         raise KeyboardInterrupt
 
     monkeypatch.setattr("crosspatch.tasks.list_tasks", interrupted)
     code, _, err = run("tasks")
     assert code == 130
-    assert "--resume" in err
+    assert ("--resume" in err) == resumable
+    assert ("Nothing was saved" in err) != resumable
 
 
 def test_bars_stay_away_where_nobody_watches(capsys) -> None:

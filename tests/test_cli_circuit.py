@@ -159,6 +159,12 @@ def test_an_unknown_span_is_refused_with_those_there_are(run) -> None:
     assert "S1+1" in err
 
 
+def test_a_metric_without_gradient_is_refused(run) -> None:
+    code, _, err = run("find", "--method", "eap", "--metric", "kl", "--n", 12)
+    assert code == 2
+    assert "gradient is zero" in err
+
+
 def test_a_folder_that_holds_results_is_kept(run, copy) -> None:
     before = (copy / "circuit.json").read_text()
     code, _, err = run("find", "--out", copy, *SMALL)
@@ -211,6 +217,14 @@ def test_evaluate_judges_a_folder_on_the_pairs_that_it_held_out(run, copy) -> No
     assert found["circuit"]["faithfulness"] == pytest.approx(after.frame["faithfulness"].iloc[0])
     assert {row["area"] for row in found["frontier"]["areas"]} == {"cpr", "cmd", "log_cpr", "log_cmd"}
     assert "crosspatch circuit evaluate" in (copy / "report.html").read_text()
+
+
+def test_a_folder_keeps_saying_what_it_was_found_on(run, copy) -> None:
+    before = (copy / "report.html").read_text()
+    code, _, err = run("evaluate", copy, "--seed", 5, "--no-tests")
+    assert code == 2
+    assert "--out" in err
+    assert (copy / "report.html").read_text() == before
 
 
 def test_evaluate_judges_any_circuit_with_tests_and_verdict(run, made, tmp_path) -> None:

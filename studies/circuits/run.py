@@ -33,9 +33,9 @@ SEED, HELD_OUT = 0, 0.5
 T = TypeVar("T")
 PLANS: dict[str, dict[str, Any]] = {
     "embedded": {"pairs": 64, "size": 40, "scores": ("eap", "eap-ig", "relp", "exact"), "acdc": True, "mask": True,
-                 "random": 50, "verify": (60, 60)},
+                 "random": 50, "verify": (60, 60), "resamples": 30, "nulls": 39},
     "smollm2-135m": {"pairs": 32, "size": 400, "scores": ("eap", "eap-ig", "relp"), "acdc": False, "mask": False,
-                     "random": 20, "verify": (60, 60)},
+                     "random": 20, "verify": (60, 60), "resamples": 20, "nulls": 19},
 }  # fmt: skip
 """What each model is given: dear searches only where they are affordable."""
 
@@ -122,6 +122,8 @@ def main() -> None:
                 lambda mean: select.path_aware(mean, shape, size, absolute=True),
                 shape,
                 clusters=search.clusters,
+                n_boot=plan["resamples"],
+                n_null=plan["nulls"],
                 seed=SEED,
             ),
         )

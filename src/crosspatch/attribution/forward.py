@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosspatch.attribution.rules import PLAIN, Rules
+from crosspatch.errors import MetricError
 from crosspatch.model import Model
 from crosspatch.model.activation import one_kernel
 from crosspatch.model.attention import AttentionRule, attend, capturing, query_key_value
@@ -54,7 +55,14 @@ class Trace:
 
         Args:
             keep: the graph is needed again.
+
+        Raises:
+            MetricError: the number is a count or an order, which no gradient leads through.
         """
+        if not value.requires_grad:
+            raise MetricError(
+                "the metric has no gradient", where="attribution", fix="use logit_diff or prob, or exact scores"
+            )
         tensors = [self.at[key] for key in keys]
         found = torch.autograd.grad(value, tensors, retain_graph=keep, allow_unused=True)
         pairs = zip(keys, tensors, found, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,10 +80,14 @@ def evaluate(
     ours = is_circuit(source)
     if not ours and out is None and overwrite:
         raise CircuitError("--overwrite without --out", where=circuit, fix="give --out a folder")
-    asked = (work.saved_settings(source) if ours else Settings()).changed(
+    before = work.saved_settings(source) if ours else Settings()
+    asked = before.changed(
         task=task, model=model, corruption=corruption, n=n, metric=metric, held_out=held_out, seed=seed, dtype=dtype,
         device=device, ablation=None if ablation is None else ablation.value,
     )  # fmt: skip
+    if ours and out is None and asked != dataclasses.replace(before, ablation=asked.ablation, device=asked.device):
+        fix = "give --out a new folder, so that this one keeps saying what it was found on"
+        raise CircuitError("asked for other pairs, metric or model than the folder's", where=circuit, fix=fix)
     take(out, overwrite)
     loaded = load_model(asked.model, asked.dtype, asked.device, threads)
     judged, scores = circuit_of(circuit, loaded.shape)
@@ -131,8 +136,12 @@ def _specificity(
             raise CircuitError(f"task {own.task!r} twice", where=str(folder), fix="give folders of different tasks")
         if own.model != asked.model:
             raise CircuitError(f"of another model, {own.model}", where=str(folder), fix=f"find it on {asked.model}")
+        if (own.held_out, own.seed) != (asked.held_out, asked.seed):
+            what = f"its pairs were divided otherwise (held out {own.held_out:g}, seed {own.seed})"
+            fix = f"find it with --held-out {asked.held_out:g} --seed {asked.seed}"
+            raise CircuitError(what, where=str(folder), fix=fix)
         claims[own.task] = (
-            pairs_of(given.setup.model, own, force=True).setup,
+            pairs_of(given.setup.model, own.changed(ablation=asked.ablation), force=True).setup,
             circuit_files.saved_circuit(folder),
         )
     return specificity(

@@ -200,10 +200,10 @@ def grown(found: Frontier, evaluation: CircuitEvaluation | None = None) -> Grown
     rows = found.frame.to_dict("records")
     chosen = evaluation.frame.to_dict("records")[0] if evaluation is not None else None
     words = {
-        "cpr": "CPR (MIB): area below the line",
-        "cmd": "CMD (MIB): area between the line and 100 %",
-        "log_cpr": "the same as CPR, over the true size on a log axis",
-        "log_cmd": "the same as CMD, over the true size on a log axis",
+        "cpr": "CPR (MIB)",
+        "cmd": "CMD (MIB)",
+        "log_cpr": "CPR, log axis",
+        "log_cmd": "CMD, log axis",
     }
     areas = tuple(
         Row(
