@@ -40,7 +40,7 @@ _HOME = {
         "patch",
     ),
 }
-_ROOMS = ("attribution", "circuits", "paths")  # packages of this one, reached as `cp.paths`
+_ROOMS = ("attribution", "circuits", "dictionaries", "features", "paths")  # packages of this one, reached as `cp.paths`
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["__version__", *sorted((*_MODULE, *_ROOMS))]
 
@@ -60,6 +60,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from crosspatch import attribution as attribution
     from crosspatch import circuits as circuits
+    from crosspatch import dictionaries as dictionaries
+    from crosspatch import features as features
     from crosspatch import paths as paths
     from crosspatch.errors import CrosspatchError as CrosspatchError
     from crosspatch.errors import GateError as GateError

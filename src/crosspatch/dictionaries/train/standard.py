@@ -1,0 +1,28 @@
+"""ReLU with an L1 penalty (Bricken et al. 2023; Cunningham et al. 2023, arXiv 2309.08600).
+
+loss = |y - y_hat|^2 + l1 * sum_i f_i |d_i|        mean over tokens, decoder rows of length 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, relu
+
+from crosspatch.dictionaries.train.coder import Coder, Moment, Terms, Variant, squared_error
+
+
+@dataclass(frozen=True)
+class Standard(Variant):
+    """Args: l1: weight of the penalty; of order 0.1."""
+
+    l1: float = 0.1
+    name: ClassVar[str] = "standard"
+    sparsity: ClassVar[str] = "l1"
+    resamples: ClassVar[bool] = True
+
+    def terms(self, coder: Coder, x: Tensor, y: Tensor, at: Moment) -> Terms:
+        f = relu(coder.pre(x))
+        y_hat = coder.decode(f, x)
+        return Terms(squared_error(y, y_hat) + self.l1 * at.sparsity * coder.written(f), f, y_hat)
