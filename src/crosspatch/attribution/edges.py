@@ -138,7 +138,10 @@ def differentiate(
         only: interpolate this activation of the clean run instead of the input.
     """
     run, total = run_at(part, clean, replaced, points, rules, only=only)
-    return run, run.gradients(total, port_keys(run))
+    gradients = run.gradients(total, port_keys(run))
+    shape = part.model.shape
+    run.keep([*sender_keys(shape), *((layer, "attn_in") for layer in range(shape.n_layers))])
+    return run, gradients
 
 
 class _Contraction:
@@ -164,8 +167,9 @@ class _Contraction:
         """Sums over all tokens, a slice of them at a time."""
         masks = span_masks(self.part, self.spans)
         first = self._first_change(clean, replaced)
-        width = len(self.table.senders) + 2 * (self.shape.n_heads + 2 * self.shape.n_kv_heads)
-        size = int((budget_mib or BUDGET_MIB) * MIB / (4 * width * self.shape.d_model * self.n))
+        # Sender changes twice, while they are put in order, and gradients of one layer's ports before and after its norm.
+        width = 2 * len(self.table.senders) + 2 * self.n_points * (self.shape.n_heads + 2 * self.shape.n_kv_heads)
+        size = int((budget_mib or BUDGET_MIB) / 2 * MIB / (4 * width * self.shape.d_model * self.n))
         total = torch.zeros(self.n, len(masks), len(self.table.senders), len(self.table.receivers), dtype=torch.float64)
         for start in range(first, self.length, max(1, size)):
             at = range(start, min(self.length, start + max(1, size)))

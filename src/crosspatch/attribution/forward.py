@@ -50,6 +50,11 @@ class Trace:
     rules: dict[int, AttentionRule] = field(default_factory=dict)
     cuts: dict[int, Rows | None] = field(default_factory=dict)
 
+    def keep(self, keys: Sequence[Key]) -> None:
+        """Forget the graph and every activation but these."""
+        self.at = {key: self.at[key].detach() for key in keys if key in self.at}
+        self.hidden = self.hidden.detach()
+
     def gradients(self, value: Float[Tensor, ""], keys: Sequence[Key], keep: bool = False) -> dict[Key, Tensor]:
         """The gradient of a number at some activations; zero where it does not depend on them.
 

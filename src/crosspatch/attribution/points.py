@@ -90,9 +90,9 @@ def few(
 
 
 def row_bytes(setup: Setup, length: int) -> float:
-    """Bytes that the graph of one row keeps: about twelve residual streams and three hidden layers a block."""
+    """Bytes that the graph of one row keeps: about fourteen residual streams and four hidden layers a block."""
     shape = setup.model.shape
-    return 4.0 * length * shape.n_layers * (12 * shape.d_model + 3 * max(shape.d_mlp, shape.d_model))
+    return 4.0 * length * shape.n_layers * (14 * shape.d_model + 4 * max(shape.d_mlp, shape.d_model))
 
 
 def run_at(
