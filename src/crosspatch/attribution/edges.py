@@ -167,7 +167,7 @@ class _Contraction:
         """Sums over all tokens, a slice of them at a time."""
         masks = span_masks(self.part, self.spans)
         first = self._first_change(clean, replaced)
-        # Sender changes twice, while they are put in order, and gradients of one layer's ports before and after its norm.
+        # Sender changes twice, while they are put in order, and gradients of a layer's ports before and after its norm.
         width = 2 * len(self.table.senders) + 2 * self.n_points * (self.shape.n_heads + 2 * self.shape.n_kv_heads)
         size = int((budget_mib or BUDGET_MIB) / 2 * MIB / (4 * width * self.shape.d_model * self.n))
         total = torch.zeros(self.n, len(masks), len(self.table.senders), len(self.table.receivers), dtype=torch.float64)
