@@ -102,7 +102,7 @@ def masks_against_forward(sizes: Callable[[EdgeTable], list[int]]) -> tuple[Side
 
     @torch.inference_mode()
     def plain() -> Tensor:
-        return problem.hf(problem.clean, logits_to_keep=1).logits
+        return problem.hf(problem.clean).logits
 
     return ours, plain
 
