@@ -87,17 +87,6 @@ class Scores:
         """Mean over examples, spans added up."""
         return self.per_example.mean(0)
 
-    def of_span(self, span: str) -> Scores:
-        """One span alone.
-
-        Raises:
-            ResultError: not one of `spans`.
-        """
-        if span not in self.spans:
-            raise ResultError(f"no span {span!r}", where="Scores", fix=f"use one of {', '.join(self.spans)}")
-        at = self.spans.index(span)
-        return dataclasses.replace(self, values=self.values[:, at : at + 1], spans=(span,))
-
     def select(self, examples: np.ndarray | list[int]) -> Scores:
         """Some examples only; an example may be there several times (a bootstrap resample)."""
         at = np.asarray(examples)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from crosspatch.attribution.ablation import Store
 from crosspatch.attribution.setup import Setup
-from crosspatch.graph import edge_table
 from crosspatch.model import Model
 from crosspatch.model.attention import attend, capturing, query_key_value
 from crosspatch.model.project import answering, head_write, linear_weight, rows_of
@@ -130,8 +129,3 @@ def project_ports(
     outputs = {name: torch.cat([found[at] for at in sorted(found)], -1)[None] for name, found in parts.items()}
     with answering(cuts.projections, outputs):
         return query_key_value(block.attn, h.new_zeros(h.shape[1], 1), kwargs)[:3]
-
-
-def zero_mask(part: Setup) -> Mask:
-    """A mask of the right size with every edge cut."""
-    return torch.zeros(edge_table(part.model.shape).exists.shape, dtype=part.model.dtype, device=part.model.device)

@@ -26,6 +26,7 @@ from crosspatch.paths.measure import Mask, measure
 from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import Decohered, PathSet, nothing
+from crosspatch.paths.scores import about_claims
 from crosspatch.results import statistics
 
 
@@ -154,18 +155,8 @@ def decohere(
         found.apart[n],
         pairs.clusters,
         {
-            "dissimilarity": chosen.name,
-            "unit": chosen.unit,
-            "pairs": pairs.provenance,
-            "pairs_hash": pairs.hash,
             "null": "all paths on counterfactuals" if always is None else f"all but {always} on counterfactuals",
-            "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
             "groups": {name: group.to_json() for name, group in groups.items()},
-            "always": None if always is None else always.to_json(),
-            "method": found.plan.describe(),
-            "node_evaluations": found.plan.node_evaluations,
-            "model": model.name,
-            "norms": norms,
-            "seed": seed,
+            **about_claims(model, hypotheses, always, pairs, chosen, found.plan, norms, seed),
         },
     )

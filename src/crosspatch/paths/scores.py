@@ -195,20 +195,36 @@ def test_paths(
         found.reference_signed,
         pairs.clusters,
         {
-            "dissimilarity": chosen.name,
-            "unit": chosen.unit,
-            "pairs": pairs.provenance,
-            "pairs_hash": pairs.hash,
             "null": "all paths on the counterfactual" if always is None else f"all but {always} on the counterfactual",
-            "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
-            "always": None if always is None else always.to_json(),
-            "method": found.plan.describe(),
-            "node_evaluations": found.plan.node_evaluations,
-            "model": model.name,
-            "norms": norms,
-            "seed": seed,
+            **about_claims(model, hypotheses, always, pairs, chosen, found.plan, norms, seed),
         },
     )
+
+
+def about_claims(
+    model: Model,
+    hypotheses: Mapping[str, PathSet],
+    always: PathSet | None,
+    pairs: Pairs,
+    dissimilarity: Dissimilarity,
+    plan: Plan,
+    norms: Norms,
+    seed: int,
+) -> dict[str, Any]:
+    """What claims were scored on and how, as JSON values."""
+    return {
+        "dissimilarity": dissimilarity.name,
+        "unit": dissimilarity.unit,
+        "pairs": pairs.provenance,
+        "pairs_hash": pairs.hash,
+        "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
+        "always": None if always is None else always.to_json(),
+        "method": plan.describe(),
+        "node_evaluations": plan.node_evaluations,
+        "model": model.name,
+        "norms": norms,
+        "seed": seed,
+    }
 
 
 test_paths.__test__ = False  # type: ignore[attr-defined]  # pytest takes imported functions of this name for tests
