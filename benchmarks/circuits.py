@@ -4,10 +4,10 @@
 
 Both sides work on the same weights and tokens and take turns. Evaluating a circuit is stated in plain forward passes of
 the same prompts on the same model, as its authors ship it; both plain runs of the pairs are recorded beforehand. Plain
-hooks are exact edge patching as a careful user writes it: both plain runs are cached once, and each edge costs one
-forward pass of the clean prompts in which one input of one head or MLP is made anew. Attribution is stated in what it
-cannot do without, two forward passes and one backward pass to the activations of the bare model; TransformerLens'
-attribution is timed on two of the pairs, since it takes them one by one.
+hooks are exact edge patching as a careful user writes it, on the bare model and with TransformerLens: both plain runs
+are cached once, and each edge costs one forward pass of the clean prompts in which one input of one head or MLP is made
+anew. Attribution is stated in what it cannot do without, two forward passes and one backward pass to the activations of
+the bare model; TransformerLens' attribution is timed on two of the pairs, since it takes them one by one.
 """
 
 from __future__ import annotations
@@ -183,15 +183,18 @@ class HookedEdges:
             hook.remove()
 
 
-def sweep_against_hooks() -> tuple[Side, Side]:
+def sweep(other: Callable[[Setup, Problem], Side]) -> tuple[Side, Side]:
     """The exact effect of every edge of a model with four layers."""
     problem = gpt2_small(SMALL_PAIRS, LENGTH, FIRST, 0, **SMALL)
     setup = setup_of(problem)
+    return lambda: torch.from_numpy(exact_edges(setup)), other(setup, problem)
 
-    def ours() -> Tensor:
-        return torch.from_numpy(exact_edges(setup))
 
-    return ours, HookedEdges(setup, problem).sweep
+def peer_hooks(setup: Setup, problem: Problem) -> Side:
+    """The same edges by TransformerLens' hooks."""
+    from benchmarks.peer import peer_edges
+
+    return peer_edges(problem, edge_table(setup.model.shape))
 
 
 def gradients_against_passes(steps: int | None) -> tuple[Side, Side]:
@@ -219,7 +222,8 @@ CASES: dict[str, tuple[Callable[[], tuple[Side, Side]], str]] = {
     "eap_peer": (gradients_against_peer, PEER),
     "circuit": (lambda: masks_against_forward(lambda _: [CIRCUIT]), PLAIN),
     "frontier": (lambda: masks_against_forward(lambda table: [int(k * len(table)) for k in GRID]), PLAIN),
-    "edges": (sweep_against_hooks, HOOKS),
+    "edges": (lambda: sweep(lambda setup, problem: HookedEdges(setup, problem).sweep), HOOKS),
+    "edges_peer": (lambda: sweep(peer_hooks), "TransformerLens run_with_hooks"),
 }
 """Name -> (makes both sides, what the other side is)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -43,14 +42,11 @@ def eap(setup: Setup, steps: int | None = None) -> Tensor:
 
 def transformer_lens_eap(problem: Problem, table: EdgeTable) -> Callable[[], Tensor]:
     """The same numbers from TransformerLens 4.3: gradient at its corrupt run, which is our clean one; sign turned."""
-    from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
-    with tempfile.TemporaryDirectory() as folder:  # the loader reads the config by name; a folder needs no network
-        problem.hf.save_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
-    bridge.eval()
-    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    from benchmarks.peer import bridge_of
+
+    bridge = bridge_of(problem)
     n = len(problem.clean)
 
     def run() -> Tensor:
