@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import os
 import re
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from crosspatch.patching import localize
 from crosspatch.report import words
-from crosspatch.report.attention import attention_matrix
+from crosspatch.report.attention import attention_matrix, attention_strip
 from crosspatch.report.data import (
     Attention,
     Band,
@@ -351,3 +353,14 @@ def test_a_report_is_made_without_torch(tmp_path):
     if os.name == "posix":
         assert page.stat().st_mode & 0o400
         assert page.stat().st_mode == (folder / "localization.json").stat().st_mode
+
+
+def test_patterns_of_bidirectional_attention_are_drawn_whole() -> None:
+    """A weight above the diagonal is drawn, and so kept in the strip's rows; a causal pattern's rows end there."""
+    tokens, both = ("a", "b", "c"), np.array([[0.2, 0.8, 0.0], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+    causal = np.tril(both)
+    for pattern, drawn, ends in ((both, 8, [3, 3, 3]), (causal, 6, [1, 2, 3])):
+        view = Attention("a0.h1", 0, tokens, pattern)
+        assert len(re.findall("<rect", attention_matrix(view).panels[0].body)) == drawn
+        rows = json.loads(html.unescape(re.search(r'data-rows="([^"]*)"', attention_strip(view))[1]))
+        assert [len(row) for row in rows] == ends

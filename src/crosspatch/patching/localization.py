@@ -8,7 +8,7 @@
     examples.json            {"examples": [{clean, corrupt (tokens as text), spans, corrupt_spans (name -> [start,
                              end)), answers, wrong, template, corruption, clean_value, corrupt_value (primary metric)}]}
     attention.json           {"attention": [{head, example, tokens, spans, pattern, corrupt_tokens, corrupt_pattern}]};
-                             a pattern is a list of rows, one per destination, each cut off at the diagonal
+                             a pattern is a list of rows, one per destination; causal ones end at the diagonal
     conditional.json         {"metric", "removed": {set -> effect}, "rows": [records of `Conditional.frame`]}
     levels/<granularity>/    a sweep result (`SweepResult.load`), for each level of the drill
     confirmation/            a sweep result on the held-out pairs

@@ -292,7 +292,7 @@ def _examples(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def _attention(experiment: Experiment, drilled: Drill) -> list[dict[str, Any]]:
-    """Patterns of the strongest heads on the first examples, both runs; rows cut off at the diagonal."""
+    """Patterns of the strongest heads on the first examples, both runs; causal rows end at the diagonal."""
     level = drilled.levels.get("head")
     if level is None:
         return []
@@ -305,7 +305,9 @@ def _attention(experiment: Experiment, drilled: Drill) -> list[dict[str, Any]]:
             for side, prefix in (("clean", ""), ("corrupt", "corrupt_")):
                 rows = experiment.runs[side].value(pattern, example).double().cpu()  # type: ignore[index]
                 view[f"{prefix}tokens"] = tokenized.strings(example, side)  # type: ignore[arg-type]
-                view[f"{prefix}pattern"] = [[round(x, 4) for x in row[: i + 1].tolist()] for i, row in enumerate(rows)]
+                ends = [i + 1 if experiment.model.shape.causal else len(rows) for i in range(len(rows))]
+                seen = [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
+                view[f"{prefix}pattern"] = [[round(x, 4) for x in row] for row in seen]
             view["spans"] = {span: list(at) for span, at in tokenized.spans[example].items()}
             views.append(view)
     return views

@@ -49,6 +49,8 @@ def _matrix(tokens: Sequence[str], pattern: Float[np.ndarray, "destination sourc
     each = max(1, int(np.ceil(9.5 / cell)))
     parts: list[Markup] = [tag("text", title, x=left, y=14, class_="t")]
     outline = f"M{number(left)} {number(top)}" + "".join(f"v{number(cell)}h{number(cell)}" for _ in range(n))
+    if not _causal(pattern):
+        outline = f"M{number(left)} {number(top)}h{number(n * cell)}v{number(n * cell)}"
     parts.append(tag("path", d=f"{outline}H{number(left)}V{number(top)}", fill="none", class_="ax"))
     for i in range(n):
         if i % each == 0:
@@ -58,7 +60,7 @@ def _matrix(tokens: Sequence[str], pattern: Float[np.ndarray, "destination sourc
             parts.append(tag("text", words[i], x=left - 5, y=y, text_anchor="end", class_="s m k"))
             turned = f"rotate(-60 {number(x)} {number(foot)})"
             parts.append(tag("text", words[i], x=x, y=foot, text_anchor="end", class_="s m k", transform=turned))
-        for j in range(i + 1):
+        for j in range(n):
             weight = float(pattern[i, j])
             if weight >= FAINT:
                 said = tag("title", f"{visible(tokens[i])} \N{RIGHTWARDS ARROW} {visible(tokens[j])}: {weight:.2f}")
@@ -67,6 +69,11 @@ def _matrix(tokens: Sequence[str], pattern: Float[np.ndarray, "destination sourc
                 parts.append(tag("rect", said, **at, **size, class_="w0", fill="#175ca3", fill_opacity=weight**0.7))
     width = max(left + n * cell + 8, left + 7 * len(title))
     return Panel(Markup("").join(parts), width, top + n * cell + 12 + 0.88 * longest)
+
+
+def _causal(pattern: Float[np.ndarray, "destination source"]) -> bool:
+    """Whether no destination looks at what comes after it."""
+    return not np.triu(pattern, 1).any()
 
 
 def _short(token: str, most: int = 12) -> str:
@@ -96,7 +103,8 @@ def attention_strip(view: Attention, position: str = "END", corrupt: bool = Fals
         style = f"--a:{number(100 * weight**0.7)}%"
         kind = "at dest" if i == chosen else "at"
         boxes.append(tag("span", visible(token), words, class_=kind, style=style, tabindex="0"))
-    rows = [[round(float(w), 3) for w in row[: i + 1]] for i, row in enumerate(pattern)]
+    causal = _causal(pattern)
+    rows = [[round(float(w), 3) for w in (row[: i + 1] if causal else row)] for i, row in enumerate(pattern)]
     packed = json.dumps(rows, separators=(",", ":"))
     return tag("p", *boxes, class_="astrip", data_rows=packed, data_dest=chosen)
 
