@@ -28,7 +28,9 @@ format: $(VENV)/.stamp-dev ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(VENV)/.stamp-run ## the main job on the embedded model; leaves out/demo/report.html
+demo: $(VENV)/.stamp-run ## the main job on the embedded model, and a feature circuit; leaves out/demo/report.html
+	$(BIN)/crosspatch features circuit --model embedded --task agreement-nounpp --n 64 --nodes 60 --steps 5 \
+	  --exact 30 --random 5 --card-tokens 3000 --threads 1 --out out/demo/features --overwrite
 	$(BIN)/crosspatch localize --model embedded --task ioi --out out/demo --overwrite
 
 docs: $(VENV)/.stamp-docs ## the documentation, in site/

@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,9 @@ from crosspatch.paths import Pairs, evaluate, from_edges, path_patch, paths
 
 N_PAIRS, WINDOW_PAIRS, RECEIVER = 16, 4, (9, 9)
 HOOKS, EDGE_SHARE, SOURCES = "plain hooks", 0.3, [(8, 0), (8, 5), (9, 3)]
-CASES = ("logits", "logits_frozen", "query", "query_frozen", "edges", "windows")
+EDGES = ("edges", "edges_beyond_reference")
+"""An edge set, the whole call; and less its reference run, which is the same for every hypothesis."""
+CASES = ("logits", "logits_frozen", "query", "query_frozen", *EDGES, "windows")
 Side = Callable[[], Tensor]
 
 
@@ -192,8 +195,11 @@ def direct_path(problem: Problem) -> tuple[Side, Side]:
     return ours, peer
 
 
-def edge_sets(problem: Problem) -> tuple[Side, Side]:
-    """A random circuit, and one plain forward pass of the same prompts: the unit that its cost is stated in."""
+def edge_sets(problem: Problem, reference_s: list[float]) -> tuple[Side, Side]:
+    """A random circuit, and one plain forward pass of the same prompts: the unit that its cost is stated in.
+
+    Each call adds to `reference_s` what its reference run took, which does not depend on the hypothesis.
+    """
     model = cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random")
     pairs = pairs_of(problem, problem.clean, problem.corrupt)
     draw = random.Random(0)
@@ -201,7 +207,15 @@ def edge_sets(problem: Problem) -> tuple[Side, Side]:
     out: list[Tensor] = []
 
     def ours() -> Tensor:
-        evaluate(model, [chosen], pairs, lambda readout: out.append(readout.hidden))
+        began: list[float] = []
+
+        def on_read(readout: cp.paths.PathReadout) -> None:
+            if readout.number == -1:
+                reference_s.append(time.perf_counter() - began[-1])
+            out.append(readout.hidden)
+
+        plan = evaluate(model, [chosen], pairs, on_read, on_plan=lambda _: began.append(time.perf_counter()))
+        assert plan.streams and len(began) == 1
         return out[-1]
 
     @torch.inference_mode()
@@ -281,8 +295,9 @@ def run_case(case: str, args: argparse.Namespace) -> Line:
     """Warm up, take turns, compare."""
     problem = gpt2_small(N_PAIRS)
     peer_name = HOOKS
-    if case == "edges":
-        ours, peer = edge_sets(problem)
+    reference_s: list[float] = []
+    if case in EDGES:
+        ours, peer = edge_sets(problem, reference_s)
         peer_name = "one plain forward pass"
     elif case == "windows":
         ours, peer = windows()
@@ -300,14 +315,16 @@ def run_case(case: str, args: argparse.Namespace) -> Line:
 
     log.print(f"{case}: warming up")
     ours()
+    if case in EDGES:
+        peer()
     ours_s, peer_s, difference = [], [], None
     for turn in range(args.repeats):
         seconds, mine = timed(ours)
-        ours_s.append(seconds)
-        if turn < (args.repeats if case == "edges" else args.peer_repeats):
+        ours_s.append(seconds - reference_s[-1] if case == EDGES[1] else seconds)
+        if turn < (args.repeats if case in EDGES else args.peer_repeats):
             seconds, theirs = timed(peer)
             peer_s.append(seconds)
-            if case != "edges":
+            if case not in EDGES:
                 difference = (mine - theirs).abs().max().item()
         log.print(f"{case}: turn {turn + 1} of {args.repeats}: ours {ours_s[-1]:.3f} s, peer {peer_s[-1]:.3f} s")
     mine_s, theirs_s = statistics.median(ours_s), statistics.median(peer_s)
@@ -318,8 +335,8 @@ def peak(case: str, args: argparse.Namespace) -> float | None:
     """Memory of our side above the model, in a process of its own."""
     torch.set_num_threads(args.threads)
     problem = gpt2_small(N_PAIRS)
-    if case == "edges":
-        ours = edge_sets(problem)[0]
+    if case in EDGES:
+        ours = edge_sets(problem, [])[0]
     elif case in ("windows", "query_frozen"):
         return None
     else:

@@ -37,8 +37,10 @@ from crosspatch.dictionaries.train.dead import resample
 from crosspatch.dictionaries.train.jumprelu import Jump, Step
 from crosspatch.dictionaries.train.largest import keep_largest
 from crosspatch.dictionaries.train.p_anneal import power_sum
+from crosspatch.dictionaries.train.penalised import penalised
+from crosspatch.dictionaries.train.sparse import Chosen, decoded, picked
 from crosspatch.dictionaries.train.topk import auxiliary
-from crosspatch.errors import DictionaryError
+from crosspatch.errors import DictionaryError, InterventionError
 from crosspatch.model import record
 
 D, TRUE, ACTIVE = 16, 24, 2.0
@@ -268,8 +270,12 @@ def test_the_gated_decoder_learns_from_its_own_reconstruction_only() -> None:
     made, at = coder(VARIANTS["gated"])
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     terms = VARIANTS["gated"].terms(made, x, x, at)
-    penalty = 0.6 * (torch.relu(made.pre(x)).detach() * made.row_norms()).sum(1).mean()
-    plain = (x - made.decode(terms.features, x)).pow(2).sum(1).mean() + penalty
+    f = torch.relu(made.pre(x)).detach()  # gains are 1 and biases equal at the beginning
+    torch.testing.assert_close(terms.active, (f > 0).sum(0).float())
+    penalty = 0.6 * (f * made.row_norms()).sum(1).mean()
+    plain = (x - made.decode(torch.relu(made.pre(x, torch.zeros(8))).detach() * (f > 0), x)).pow(2).sum(
+        1
+    ).mean() + penalty
     [wanted] = torch.autograd.grad(plain, made.params["decoder"], retain_graph=True)
     [found] = torch.autograd.grad(terms.loss, made.params["decoder"])
     torch.testing.assert_close(found, wanted)
@@ -321,6 +327,75 @@ def test_keeping_the_largest(dtype: torch.dtype) -> None:
         assert torch.equal(grad, (rows >= 50 - k).to(dtype))
 
 
+@pytest.mark.parametrize("dead", [[], [1, 4, 6]])
+def test_topk_by_what_is_chosen_is_topk_by_dense_products(dead: list[int]) -> None:
+    """Loss, activity and all gradients, with AuxK and without."""
+    variant = TopK(k=3)
+    made, at = coder(variant, dead=dead)
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    found = variant.terms(made, x, x, at)
+    pre = made.pre(x)
+    f = keep_largest(torch.relu(pre), 3)
+    y_hat = made.decode(f, x)
+    loss = (x - y_hat).pow(2).sum(1).mean()
+    if dead:
+        best = pre[:, dead].topk(2).indices  # half of the five outputs
+        aux = torch.zeros_like(pre[:, dead]).scatter(1, best, pre[:, dead].gather(1, best))
+        e_hat = aux @ made.params["decoder"][dead]
+        loss = loss + variant.auxk * ((x - y_hat).detach() - e_hat).pow(2).sum(1).mean()
+    torch.testing.assert_close(found.loss, loss)
+    torch.testing.assert_close(found.reconstruction, y_hat)
+    torch.testing.assert_close(found.active.double(), (f > 0).double().sum(0))
+    assert float(found.l0) == pytest.approx(float((f > 0).sum() / 7))
+    params = list(made.params.values())
+    wanted = torch.autograd.grad(loss, params)
+    for a, b in zip(torch.autograd.grad(found.loss, params), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_products_with_chosen_entries_are_dense_products() -> None:
+    """Also where a feature is chosen by no token, or by all, and where tokens choose it in any order."""
+    g = torch.Generator().manual_seed(0)
+    x, encoder, decoder = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (6, 9, 9))
+    bias = torch.randn(9, generator=g, dtype=torch.float64)
+    index = torch.stack([torch.tensor([8, *(torch.randperm(7, generator=g)[:2]).tolist()]) for _ in range(6)])
+    chosen = Chosen(index, 9)
+    for value in (encoder, bias, decoder):
+        value.requires_grad_()
+    pre = x @ encoder.T + bias
+    values = picked(pre, chosen, x, encoder, bias)
+    out = decoded(values, chosen, decoder)
+    code = torch.zeros_like(pre).scatter(1, index, pre.gather(1, index))
+    torch.testing.assert_close(out, code @ decoder)
+    weights = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    found = torch.autograd.grad((out * weights).sum(), (encoder, bias, decoder))
+    wanted = torch.autograd.grad((code @ decoder * weights).sum(), (encoder, bias, decoder))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_penalised_code_by_pieces_is_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crosspatch.dictionaries.train import penalised as module
+
+    g = torch.Generator().manual_seed(0)
+    x, target, encoder, decoder = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (10, 10, 6, 6))
+    bias, norms = torch.randn(2, 6, generator=g, dtype=torch.float64).unbind()
+    inputs = [value.clone().requires_grad_() for value in (target, encoder, bias, decoder, norms)]
+    target, encoder, bias, decoder, norms = inputs
+    f = torch.relu(x @ encoder.T + bias)
+    loss = (target - f @ decoder).pow(2).sum(1).mean() + 0.3 * f.mean(0) @ norms
+    wanted = torch.autograd.grad(2 * loss, inputs)
+    for piece in (10**6, 4 * 6, 1):  # all at once; four, four and two; one by one
+        monkeypatch.setattr(module, "_PIECE", piece)
+        found = penalised(x, target, encoder, bias, decoder, norms, 0.3)
+        torch.testing.assert_close(found.loss, loss)
+        torch.testing.assert_close(found.decoded, f @ decoder)
+        torch.testing.assert_close(found.sums, f.sum(0))
+        assert float(found.positive) == (f > 0).sum()
+        for a, b in zip(torch.autograd.grad(2 * found.loss, inputs), wanted, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_batch_topk_keeps_the_largest_and_remembers_the_smallest_kept() -> None:
     pre = torch.tensor([[5.0, 4, 3], [0.5, 0, 0.1]])
     assert torch.equal(largest_of_batch(pre, 2), torch.tensor([[5.0, 4, 3], [0.5, 0, 0]]))
@@ -328,8 +403,8 @@ def test_batch_topk_keeps_the_largest_and_remembers_the_smallest_kept() -> None:
     variant, smallest, weights = BatchTopK(k=2, memory=4), [], []
     for i in range(3):
         x = torch.randn(6, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        f = variant.terms(made, x, x, at).features
-        smallest.append(f[f > 0].min().item())
+        variant.terms(made, x, x, at)
+        smallest.append(made.pre(x).flatten().topk(12).values[-1].item())
         weights = [0.75 * w for w in weights] + [1.0]
     wanted = sum(w * s for w, s in zip(weights, smallest, strict=True)) / sum(weights)
     torch.testing.assert_close(variant.finish(made).threshold, torch.full((8,), wanted, dtype=torch.float64))
@@ -339,9 +414,9 @@ def test_matryoshka_is_the_mean_over_prefixes() -> None:
     variant = Matryoshka(k=3, prefixes=(0.25, 0.5, 1.0))
     made, at = coder(variant)
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    terms = variant.terms(made, x, x, at)
+    terms, f = variant.terms(made, x, x, at), largest_of_batch(torch.relu(made.pre(x)), 3)
     wanted = [
-        (x - terms.features[:, :m] @ made.params["decoder"][:m] - made.params["decoder_bias"]).pow(2).sum(1).mean()
+        (x - f[:, :m] @ made.params["decoder"][:m] - made.params["decoder_bias"]).pow(2).sum(1).mean()
         for m in (2, 4, 8)
     ]
     torch.testing.assert_close(terms.loss, sum(wanted) / 3)
@@ -533,6 +608,25 @@ def test_a_stream_gives_the_activations_of_every_token_once_a_time(monkeypatch: 
     other = Activations(model, texts, buffer=n, tokens_per_pass=50)
     other.open(["r1", "a1.z"], 16, seed=4)
     assert tokens(other.draw()) != drawn[:16]
+
+
+def test_layers_above_the_last_place_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same activations as a run to the end."""
+    model, _ = random_network()
+    texts = prompts(n=5)
+    run = record(model, texts, ["a0", "r1"])
+    last = model.anatomy.blocks[-1]
+    calls: list[int] = []
+    last.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    short = record(model, texts, ["a0", "r1"], read=[()] * 5, budget_mib=0.01)
+    for key, value in run.store.items():
+        torch.testing.assert_close(short.store[key], value)
+    assert not calls and len(short.logits()) == 0
+    torch.testing.assert_close(short.value("r1.post", 3), run.value("r1.post", 3))  # what is missing is recorded
+    pattern = record(model, texts, ["a1.h0.pattern"], read=[()] * 5).value("a1.h0.pattern", 2)
+    torch.testing.assert_close(pattern, run.value("a1.h0.pattern", 2))
+    with pytest.raises(InterventionError, match="give at least one"):
+        record(model, texts, read=[(0,), *[()] * 4])
 
 
 def test_contexts_are_the_text() -> None:

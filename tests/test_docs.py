@@ -36,6 +36,14 @@ def test_the_circuits_page_runs(capsys: pytest.CaptureFixture[str], tmp_path, mo
     assert {"circuit.graphml", "circuit.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_feature_circuits_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(blocks(ROOT / "docs" / "feature-circuits.md", "python"))
+    exec(compile(code, "docs/feature-circuits.md", "exec"), {"__name__": "feature_circuits"})
+    said = capsys.readouterr().out
+    assert "logits" in said
+    assert "replacement from block 1 on" in said
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_in_the_docs_compiles(page: Path) -> None:
     for code in blocks(page, "python"):

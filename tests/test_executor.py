@@ -274,6 +274,34 @@ def test_an_edited_run_serves_as_base_and_as_source() -> None:
     assert torch.allclose(back[0], base.logits()[1:2], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, *BIDIRECTIONAL])
+def test_a_run_that_begins_like_another_equals_one_of_its_own(family: str) -> None:
+    """Only tokens from some place on are computed; reads before the first difference are the other run's."""
+    model = model_of(family)
+    clean, corrupt = prompts(7)
+    corrupt[1] = clean[1]
+    layers = range(model.shape.n_layers)
+    keys = {(layer, kind) for layer in layers for kind in ("resid_pre", "k", "v", "z")}
+    read = [[1, len(ids) - 1] for ids in clean]
+    base = record(model, clean, read=read, keys=keys)
+    own = record(model, corrupt, read=read, keys=keys | {(0, "q")})
+    shared = record(model, corrupt, read=read, keys=keys | {(0, "q")}, prefix=base, begin=3)
+    assert relative_error(shared.hidden, own.hidden) < 1e-5
+    for key in keys:
+        assert relative_error(shared.packed(key), own.packed(key)) < 1e-5
+    q = shared.packed((0, "q"))
+    missing = q.flatten(1).isnan().any(1)
+    torch.testing.assert_close(q[~missing], own.packed((0, "q"))[~missing], rtol=1e-4, atol=1e-5)
+    if model.shape.causal:  # not kept by the run that they begin like
+        assert missing.tolist() == [p < 3 for ids in clean for p in range(len(ids))]
+        same = [0, 2, 3, 4]  # of one prompt both reads
+        assert torch.equal(shared.hidden[same], base.hidden[same])
+    else:
+        assert not missing.any()
+    with pytest.raises(InterventionError, match="other lengths"):
+        record(model, corrupt, read=read, prefix=base, begin=4)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     hf = make("gptj")
     before = {k: v.clone() for k, v in hf.state_dict().items()}

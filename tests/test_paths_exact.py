@@ -138,8 +138,17 @@ def test_edge_sets_equal_literal_treeify_and_need_one_copy_of_a_node(family, sha
     plan, _ = make_plan(model, sets, pairs)
     assert plan.method == "two streams"
     assert len({variant.node for variant in plan.variants}) == len(plan.variants)
+    # The walk up the nodes that edge sets take finds the very copies that reading all states of paths finds.
+    sets += [~sets[0], sets[0] & everything(), ~(sets[0] & everything())]
+    for shortcut, whole in ((0, 2), (1, 3)):
+        alone, both = (make_plan(model, some, pairs)[0] for some in ([sets[shortcut]], [sets[shortcut], sets[whole]]))
+        assert both.variants == alone.variants and both.final[0] == both.final[1]
     expected = Treeified(model, pairs.reference[0], pairs.counterfactual[0], edge_member(chosen)).logits(2)
-    torch.testing.assert_close(run(model, sets, pairs)[0][0], expected, rtol=2e-5, atol=2e-5)
+    found = run(model, sets, pairs)
+    torch.testing.assert_close(found[0][0], expected, rtol=2e-5, atol=2e-5)
+    expected = Treeified(model, pairs.reference[0], pairs.counterfactual[0],
+                         lambda path: not edge_member(chosen)(path)).logits(2)  # fmt: skip
+    torch.testing.assert_close(found[1][0], expected, rtol=2e-5, atol=2e-5)
 
 
 FROZEN = ["input -> a0.h1 ~> a1.h0.q -> logits", "input ~> a1.h1.k@S -> logits", "input@S -> ** -> m1 -> logits",

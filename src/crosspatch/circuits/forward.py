@@ -16,7 +16,7 @@ from crosspatch.circuits.streams import Streams, Value
 from crosspatch.circuits.sums import TAIL, WIDE, Sums
 from crosspatch.model.activation import one_kernel
 from crosspatch.model.attention import capturing
-from crosspatch.model.project import Slot, head_write, linear_weight
+from crosspatch.model.project import Slot, head_write
 
 
 class Forward(Streams):
@@ -145,12 +145,7 @@ class Forward(Streams):
 
     def _write(self, layer: int, head: int, z: Tensor, place: int, columns: list[int]) -> None:
         """Keep what a change of a head's output adds to the stream."""
-        first = self.changes[place][columns[0]]
-        weight = linear_weight(self.model.anatomy.blocks[layer].o_proj)
-        if weight is None:
-            first.copy_(head_write(self.model, layer, head, z))
-        else:
-            torch.mm(z, weight[:, head * self.shape.d_head : (head + 1) * self.shape.d_head].T, out=first)
+        head_write(self.model, layer, head, z, self.changes[place][columns[0]])
         self._repeat(place, columns)
 
     def _repeat(self, place: int, columns: list[int]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crosspatch.cli import check, circuit, localize, models, patch, paths, report, tasks
+from crosspatch.cli import check, circuit, discover, features, localize, models, patch, paths, report, shift, tasks
 from crosspatch.cli.console import EXIT_CODES, INTERNAL, STOPPED, errors_console, fail, mode
 from crosspatch.errors import CrosspatchError
 
@@ -25,6 +25,9 @@ patch.add_to(app)
 report.add_to(app)
 app.add_typer(paths.app, name="paths")
 app.add_typer(circuit.app, name="circuit")
+app.add_typer(features.app, name="features")
+shift.add_to(app)
+discover.add_to(app)
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
 check.add_to(app)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crosspatch.errors import ResultError
+from crosspatch.report import features_files
 from crosspatch.report.circuits_files import FOLDER, PARTS
 from crosspatch.report.saved import COMMAND
 
@@ -17,6 +18,10 @@ OURS = re.compile(
     r"|(scores|comparison|apart|attribution|senders|mediation|mediators|steps)\.csv"
     r"|effects\.parquet|(rows|examples|arrays|scores|part-[0-9]+)-[0-9a-f]{12}\.parquet"
     r"|(circuit|find|ranking|scores|verification|worst)\.json|verification\.csv"
+    r"|(features|feature-circuit|feature-effects|exact|cards|evaluations)\.json|cards\.html"
+    r"|(kept|dropped|mean|edges|values|nodes|ends|samples)-[0-9a-f]{12}\.parquet"
+    r"|(discover|samples|clusters|cluster|vectors)\.json|vectors\.npy|index\.html|c[0-9]{5,}\.html"
+    r"|shift\.json"
 )
 """Names of the files that a run writes; --overwrite removes these and no others."""
 VOICE = {"--resume", "--overwrite", "--json", "--quiet", "-q", "--debug"}
@@ -101,6 +106,8 @@ def _clear(out: Path) -> None:
     folders = [out, out / "confirmation", out / "conditional", out / "parts", *(out / "levels").glob("*")]
     folders += [folder / "parts" for folder in folders[1:]] + [out / "levels"]
     folders += [base / name for base in (out, out / FOLDER) for name in PARTS] + [out / FOLDER]
+    folders += [out / name for name in features_files.PARTS]
+    folders += [out / "vectors", out / "pages", out / "circuits", *(out / "circuits").glob("c[0-9]*")]
     for folder in sorted(set(folders), key=lambda f: -len(f.parts)):
         if not folder.is_dir() or folder.is_symlink():
             continue

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from crosspatch.dictionaries.measure import Estimate, Measures, measure
     from crosspatch.dictionaries.places import place_width, read_place, to_residual, write_place
     from crosspatch.dictionaries.save import save_dictionary
+    from crosspatch.dictionaries.shipped import shipped, shipped_path
+    from crosspatch.dictionaries.text import Text, read_text
     from crosspatch.dictionaries.train import (
         Activations,
         Arrays,
@@ -48,6 +50,7 @@ __all__ = [
     "Report",
     "Settings",
     "Standard",
+    "Text",
     "TopK",
     "contexts",
     "feature_cards",
@@ -56,7 +59,10 @@ __all__ = [
     "measure",
     "place_width",
     "read_place",
+    "read_text",
     "save_dictionary",
+    "shipped",
+    "shipped_path",
     "sweep",
     "to_residual",
     "train",
@@ -72,6 +78,8 @@ make_lazy(
         "measure": ("Estimate", "Measures", "measure"),
         "places": ("place_width", "read_place", "to_residual", "write_place"),
         "save": ("save_dictionary",),
+        "shipped": ("shipped", "shipped_path"),
+        "text": ("Text", "read_text"),
         "train": (
             "Activations",
             "Arrays",

@@ -19,7 +19,9 @@ LAYOUT = "6.0.0"
 _NORMALISE = {"none": "none", "constant_norm": "constant_norm_rescale", "layer_norm": "layer_norm"}
 
 
-def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: str | None = None) -> Path:
+def save_dictionary(
+    dictionary: Dictionary, folder: str | Path, *, model_name: str | None = None, dtype: torch.dtype | None = None
+) -> Path:
     """Write `cfg.json` and `sae_weights.safetensors`; `crosspatch_scale.safetensors` beside them if it was folded.
 
     Gated, BatchTopK and Matryoshka dictionaries become JumpReLU ones, which are the same function.
@@ -28,6 +30,8 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: s
         dictionary: any that SAELens has a class for.
         folder: made if need be; files of that name are replaced.
         model_name: recorded for others.
+        dtype: precision of the files; None = the dictionary's. In float16 they are half as large, and reconstructions
+            differ by about a thousandth.
 
     Returns:
         the folder.
@@ -37,7 +41,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: s
         OSError: cannot be written.
     """
     folder = Path(folder)
-    ready, rank = _comparable(dictionary), {}
+    ready, rank = _comparable(dictionary).to(dtype=dtype), {}
     if ready.selection == "topk" and ready.rank is not None:
         rank = {"rescale_acts_by_decoder_norm": True}
     architecture = _architecture(ready)
@@ -58,7 +62,11 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: s
         "sae_lens_version": LAYOUT,
         "model_name": name,
         "hook_name": hook_of(ready.reads[0]),
-        "crosspatch": {"architecture": dictionary.architecture, "meta": _plain(dictionary.meta)},
+        "crosspatch": {
+            "architecture": dictionary.architecture,
+            "reads": list(dictionary.reads),  # `input` and `r0` share a hook
+            "meta": _plain(dictionary.meta),
+        },
     }
     if not ready.autoencoder:
         metadata["hook_name_out"] = hook_of(ready.writes[0])

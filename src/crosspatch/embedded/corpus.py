@@ -362,8 +362,9 @@ def draw(generator: Generator, rng: Random, *, held_out: bool) -> Example:
             return example
 
 
-def documents(seed: int | str) -> Iterator[str]:
-    """Training documents (with ``MARK``s) without end. The same seed gives the same ones on every machine.
+def document_parts(seed: int | str) -> Iterator[list[Example]]:
+    """Training documents without end, as the examples that each is made of. The same seed gives the same ones on every
+    machine.
 
     Most documents are one sentence, as the tasks' prompts are; every fifth joins two to four.
     """
@@ -371,13 +372,18 @@ def documents(seed: int | str) -> Iterator[str]:
     generators, shares = zip(*MIX, strict=True)
     while True:
         example = draw(rng.choices(generators, shares)[0], rng, held_out=False)
-        parts = [example.text]
+        parts = [example]
         if example.behaviour not in _ALONE and rng.random() < 0.2:
             for generator in rng.choices(generators, shares, k=rng.randint(1, 3)):
                 more = draw(generator, rng, held_out=False)
                 if more.behaviour not in _ALONE:
-                    parts.append(more.text)
-        yield " ".join(parts)
+                    parts.append(more)
+        yield parts
+
+
+def documents(seed: int | str) -> Iterator[str]:
+    """The text (with ``MARK``s) of training documents without end (see `document_parts`)."""
+    return (" ".join(part.text for part in parts) for parts in document_parts(seed))
 
 
 def digest(seed: int | str, n: int = 2000) -> str:

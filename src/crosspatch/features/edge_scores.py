@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from crosspatch.errors import CircuitError
+from crosspatch.features.edge_sets import LOGITS, EdgeSet
 from crosspatch.features.nodes import Node
 from crosspatch.results.statistics import bootstrap_mean, resampler
-
-LOGITS = -1
 
 
 @dataclass(eq=False)
@@ -44,6 +44,24 @@ class FeatureEdges:
         """(sender, receiver or None for the logits, mean effect)."""
         for u, d, value in zip(self.up, self.down, self.values.mean(0), strict=True):
             yield self.nodes[u], None if d == LOGITS else self.nodes[d], float(value)
+
+    def above(self, threshold: float) -> EdgeSet:
+        """Edges whose mean effect is larger than a threshold in absolute value (the paper's T_E)."""
+        kept = np.abs(self.values.mean(0)) > threshold
+        return EdgeSet(self.up[kept], self.down[kept], f"above {threshold:g}")
+
+    def top(self, n: int) -> EdgeSet:
+        """The n edges of largest absolute mean effect; of equal ones those listed first. Never one without effect.
+
+        Raises:
+            CircuitError: a negative number.
+        """
+        if n < 0:
+            raise CircuitError(f"{n} edges", where="FeatureEdges.top", fix="give a number of edges")
+        size = np.abs(self.values.mean(0))
+        best = np.argsort(-size, kind="stable")[:n]
+        best = np.sort(best[size[best] > 0])
+        return EdgeSet(self.up[best], self.down[best], f"top {n}")
 
     def frame(self, threshold: float = 0.0, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         """Edges whose mean effect is larger than a threshold in absolute value (the paper's T_E), the largest first,

@@ -301,5 +301,7 @@ class _Chunk:
         basis, values = end.basis, self.values
         x = values.at[basis.place]
         index = end.features.to(x.device)
-        change = basis.only(x, index) - values.features(basis, index)
-        return change, basis.error(x) - values.error(basis) if end.with_error else None
+        if not end.with_error:
+            return basis.only(x, index) - values.features(basis, index), None
+        change = basis.features(x) - values.features(basis)
+        return change[:, index], (x - values.whole(basis)).to(change) - basis.written(change)

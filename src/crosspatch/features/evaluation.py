@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +99,13 @@ class FeatureEvaluation:
             lines.append("the two cannot be told apart: there is nothing to explain, and no share below means anything")
         for row in self.frame.to_dict("records"):
             lines.append(
-                f"  {row['set']}: {row['features']} features, {row['error_terms']} error terms: faithfulness "
+                f"  {row['set']}: {self._size(row)}: faithfulness "
                 f"{row['faithfulness']:.3f} [{row['faithfulness_low']:.3f}, {row['faithfulness_high']:.3f}], random "
                 f"{row['random_faithfulness_low']:.2f} to {row['random_faithfulness_high']:.2f}; completeness "
                 f"{row['completeness']:.3f} [{row['completeness_low']:.3f}, {row['completeness_high']:.3f}]"
             )
         return "\n".join(lines)
+
+    def _size(self, row: Mapping[str, Any]) -> str:
+        """What a row of the table is made of, in words."""
+        return f"{row['features']} features, {row['error_terms']} error terms"

@@ -58,12 +58,17 @@ class Ablated:
         Tokens that belong to no span of the set have no nodes: nothing is replaced there. At a token of several spans
         a node stays if one of them keeps it.
         """
+        return self.values.part.measure(self.hidden(nodes)).double()
+
+    @torch.no_grad()
+    def hidden(self, nodes: NodeSet) -> Float[Tensor, "read d_model"]:
+        """What the metric of `run` is taken of: final-norm outputs at the reads of all examples."""
         part = self.values.part
         masks = token_masks(part, nodes.spans).flatten(1)
         insert = {basis.key: self._change(basis, nodes, masks > 0) for basis in self.bases}
         lengths = [len(ids) for ids in part.clean]
         ran = trace(part.model, self.start, lengths, part.read, insert=insert, first=self.first, gradients=False)
-        return part.measure(ran.hidden).double()
+        return ran.hidden
 
     def _change(self, basis: Basis, nodes: NodeSet, masks: Bool[Tensor, "span token"]) -> Callable[[Tensor], Tensor]:
         kept = torch.from_numpy(nodes.keep[basis.place]).to(masks.device)

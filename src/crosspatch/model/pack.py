@@ -74,7 +74,7 @@ class Pack:
         keep = {}
         for group in self.groups.values():
             at = [group.positions.index(p) for p in group.read if p >= group.first]
-            keep[id(group)] = torch.tensor(at)
+            keep[id(group)] = torch.tensor(at, dtype=torch.long)
         for name in tensors:
             self.data[name] = torch.cat([self.select(self.data[name], g, keep[id(g)]) for g in self.groups.values()])
         self.reads_only = True

@@ -31,16 +31,28 @@ def linear_weight(module: nn.Module) -> Tensor | None:
     return module.weight.T if type(module) is Conv1D and plain else None
 
 
-def head_write(model: Model, layer: int, head: int, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
-    """What one head adds to its block's output projection, without the bias."""
+def head_write(
+    model: Model,
+    layer: int,
+    head: int,
+    z: Float[Tensor, "... d_head"],
+    out: Float[Tensor, "token d_model"] | None = None,
+) -> Float[Tensor, "... d_model"]:
+    """What one head adds to its block's output projection, without the bias.
+
+    Args:
+        out: memory for the result, to be used for it, of all tokens one after another.
+    """
     o_proj = model.anatomy.blocks[layer].o_proj
     d_head = model.shape.d_head
     weight = linear_weight(o_proj)
     if weight is not None:
-        return z @ weight[:, head * d_head : (head + 1) * d_head].T
+        rows = weight[:, head * d_head : (head + 1) * d_head].T
+        return z @ rows if out is None else torch.mm(z.flatten(0, -2), rows, out=out)
     padded = z.new_zeros(*z.shape[:-1], model.shape.n_heads * d_head)
     padded[..., head * d_head : (head + 1) * d_head] = z
-    return o_proj(padded) - o_proj(torch.zeros_like(padded[..., :1, :]))
+    found = o_proj(padded) - o_proj(torch.zeros_like(padded[..., :1, :]))
+    return found if out is None else out.copy_(found.flatten(0, -2))
 
 
 Slot = tuple[str, int]  # ("q", head), ("k", key/value head), ("v", key/value head)

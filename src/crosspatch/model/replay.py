@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from crosspatch.errors import InterventionError
@@ -32,6 +33,8 @@ def record(
     edits: Sequence[Sequence[Edit]] = (),
     restart_at: Iterable[Site | str] = (),
     keys: Iterable[Key] = (),
+    prefix: Run | None = None,
+    begin: int = 0,
     budget_mib: float | None = None,
 ) -> Run:
     """Run prompts once and keep the activations at ``sites``.
@@ -39,14 +42,20 @@ def record(
     Args:
         tokens: token ids of each prompt; lengths may differ (nothing is padded).
         sites: what to keep. Anything else is recorded when it is first asked for.
-        read: positions of each prompt whose logits are wanted; default: the last one.
+        read: positions of each prompt whose logits are wanted; default: the last one. Where no prompt has any, the run
+            ends with the last activation that is kept.
         edits: for each example, edits made to this run itself (it can still serve as base or source).
         restart_at: sites at which rows of a later ``replay`` will begin, so that this one pass keeps what they need.
         keys: further activations to keep, by layer and kind.
+        prefix: an unedited run of prompts of the same lengths and reads, one for each of these, with keys and values of
+            all layers. What is read before the first token that differs is that run's.
+        begin: tokens before this one, which must be the prefix's, are not computed again where attention is causal:
+            their activations are that run's, and NaN where it has not kept them.
         budget_mib: memory for activations in flight.
 
     Raises:
-        InterventionError: no prompts, an empty prompt, unknown token ids, or reads that do not exist.
+        InterventionError: no prompts, an empty prompt, unknown token ids, reads that do not exist, or a prefix of other
+            lengths or tokens.
         AddressError: a site that the model does not have.
         ModelError: a model in training mode, or a prompt longer than its context.
     """
@@ -62,7 +71,10 @@ def record(
         kept |= {(layer, kind)} | restart_keys(layer, kind, model.shape.parallel)
         if model.shape.causal:  # keys and values of the positions before a row's first
             kept |= {(at, part) for at in range(layer, n) for part in ("k", "v")}
-    _fill(run, kept, budget_mib)
+    if prefix is not None:
+        _require_prefix(run, prefix, begin)
+    whole = not model.shape.causal or any(kind == "pattern" for _, kind in kept)  # patterns are kept prompt by prompt
+    _fill(run, kept, budget_mib, *((None, 0) if whole else (prefix, begin)))
     return run
 
 
@@ -74,7 +86,7 @@ def ensure(run: Run, keys: Iterable[Key]) -> None:
 
 
 @torch.no_grad()
-def _fill(run: Run, keys: set[Key], budget_mib: float | None) -> None:
+def _fill(run: Run, keys: set[Key], budget_mib: float | None, prefix: Run | None = None, begin: int = 0) -> None:
     """Walk all prompts from the embedding, storing ``keys`` and the normalised last states at the read positions."""
     model, last = run.model, run.model.shape.n_layers - 1
     model.ensure_positions(max(map(len, run.tokens)))
@@ -82,8 +94,12 @@ def _fill(run: Run, keys: set[Key], budget_mib: float | None) -> None:
     rows = [Row(i, run.edits[i] if run.edits else ()) for i in range(len(run))]
     plan = make_plan(scratch, rows, prune=False, ensure=ensure)
     atoms = {row.row: row.atoms for row in plan.rows}
+    firsts = [min(begin, read[-1] if read else begin) for read in run.read]
+    if prefix is not None:
+        _begin_with(run, prefix, firsts, keys, scratch)
     planned = [
-        PlannedRow(i, i, (0, len(ids), run.read[i]), (0, 0), atoms.get(i, [])) for i, ids in enumerate(run.tokens)
+        PlannedRow(i, i, (firsts[i], len(ids), run.read[i]), (0, 0), atoms.get(i, []))
+        for i, ids in enumerate(run.tokens)
     ]
     needed = {key for row in planned for atom in row.atoms if atom.source for key in [atom.key]}
     for row in planned:
@@ -95,13 +111,72 @@ def _fill(run: Run, keys: set[Key], budget_mib: float | None) -> None:
     pattern_taps = {layer: _pattern_keeper(run, layer) for layer, kind in keys if kind == "pattern"}
     ends = not any(layer == last and kind not in ("resid_pre", "q", "k", "v") for layer, kind in keys)
     hidden = torch.empty(run.read_offset[-1], model.shape.d_model, dtype=model.dtype, device=model.device)
-    for chunk in chunk_rows(model, planned, 0, budget_mib):
-        walk = Walk(scratch, chunk, taps=taps, pattern_taps=pattern_taps, read_only_end=ends)
-        final = model.anatomy.final_norm(walk.run())
+    to_the_end = bool(len(hidden) or pattern_taps)
+    for chunk in chunk_rows(model, planned, 0, budget_mib) if taps or to_the_end else ():
+        here = taps if to_the_end else _stopping(taps)
+        walk = Walk(scratch, chunk, taps=here, pattern_taps=pattern_taps, read_only_end=ends and len(hidden) > 0)
+        try:
+            final = model.anatomy.final_norm(walk.run())
+        except _Enough:
+            continue
         slots = [run.read_offset[row] + run.read[row].index(p) for row, p in _reads(walk.pack)]
         hidden = hidden if final.shape[1] == hidden.shape[1] else hidden.new_empty(len(hidden), final.shape[1])
         hidden[slots] = final.to(hidden)
-    run.hidden = hidden
+    run.hidden = hidden if prefix is None else _reads_of(prefix, run, hidden)
+
+
+def _require_prefix(run: Run, prefix: Run, begin: int) -> None:
+    lengths = [*map(len, run.tokens)]
+    same = [ids[:begin] for ids in run.tokens] == [ids[:begin] for ids in prefix.tokens]
+    if (
+        [*map(len, prefix.tokens)] != lengths
+        or prefix.read != run.read
+        or run.edited
+        or not same
+        or begin >= min(lengths)
+    ):
+        raise InterventionError(
+            "the prefix is a run of prompts of other lengths, tokens or reads, or these have edits",
+            where="record",
+            fix=f"give a run of prompts that are equal up to position {begin}, and go on as far",
+        )
+
+
+def _begin_with(run: Run, prefix: Run, firsts: list[int], keys: set[Key], scratch: Run) -> None:
+    """Take what comes before the first tokens from another run."""
+    spots = [start + p for start, first in zip(run.offset[:-1], firsts, strict=True) for p in range(first)]
+    if not spots:
+        return
+    layers, shared = range(run.model.shape.n_layers), torch.tensor(spots)
+    scratch.store |= {(layer, kind): prefix.packed((layer, kind)) for layer in layers for kind in ("k", "v")}
+    for key in keys & prefix.store.keys():
+        stored = prefix.packed(key)
+        run.store[key] = torch.empty_like(stored)
+        run.store[key][shared] = stored[shared]
+
+
+def _reads_of(prefix: Run, run: Run, hidden: Float[Tensor, "read d"]) -> Float[Tensor, "read d"]:
+    """Final states, of which those before the first token that differs are another run's."""
+    pairs = zip(run.tokens, prefix.tokens, run.read, strict=True)
+    equal = [ids[: p + 1] == other[: p + 1] for ids, other, read in pairs for p in read]
+    return torch.where(torch.tensor(equal, device=hidden.device)[:, None], prefix.hidden, hidden)
+
+
+class _Enough(Exception):
+    """A walk has shown everything that was asked for."""
+
+
+def _stopping(taps: dict[Key, Tap]) -> dict[Key, Tap]:
+    """The same taps for one walk, which the last of them ends."""
+    left = set(taps)
+
+    def tap(key: Key, x: Tensor, pack: Pack) -> None:
+        taps[key](key, x, pack)
+        left.discard(key)
+        if not left:
+            raise _Enough
+
+    return dict.fromkeys(taps, tap)
 
 
 def _reads(pack: Pack) -> list[tuple[int, int]]:
@@ -110,14 +185,21 @@ def _reads(pack: Pack) -> list[tuple[int, int]]:
 
 
 def _keeper(run: Run, total: int) -> Tap:
+    every = list(range(len(run)))
+
     def keep(key: Key, x: Tensor, pack: Pack) -> None:
         stored = run.store.get(key)
+        if stored is None and [group.rows for group in pack.groups.values()] == [every] and len(pack) == total:
+            # All tokens in order. Nothing that follows writes to them; a part of something larger would hold all of it.
+            own = x.untyped_storage().nbytes() == x.nbytes
+            run.store[key] = x if own else x.clone(memory_format=torch.contiguous_format)
+            return
         if stored is None:
-            stored = run.store[key] = x.new_empty(total, *x.shape[1:])
+            stored = run.store[key] = x.new_full((total, *x.shape[1:]), float("nan"))
         assert isinstance(stored, Tensor)
         for group in pack.groups.values():
             for row, value in zip(group.rows, pack.dense(x, group), strict=True):
-                stored[run.offset[row] : run.offset[row + 1]] = value
+                stored[run.offset[row] + group.first : run.offset[row] + group.length] = value
 
     return keep
 
@@ -253,6 +335,8 @@ def _checked(
         return ids, [(len(prompt) - 1,) for prompt in ids]
     if len(read) != len(ids):
         raise InterventionError(f"{len(read)} lists of reads for {len(ids)} prompts", where="read")
+    if not any(map(len, read)):
+        return ids, [()] * len(ids)
     reads = []
     for i, (prompt, positions) in enumerate(zip(ids, read, strict=True)):
         if not positions or any(not -len(prompt) <= p < len(prompt) for p in positions):

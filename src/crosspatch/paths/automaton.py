@@ -49,6 +49,16 @@ def vocabulary(sets: Sequence[PathSet | Decohered], shape: ModelShape) -> Vocabu
     return Vocabulary(shape, tuple(nodes(shape)), tuple(positions), tuple(windows))
 
 
+def reader_level(site: Site, words: Vocabulary) -> int:
+    """How many of the nodes come before a reader; they are the first ones."""
+    shape = words.shape
+    if site.kind == "logits":
+        return len(words.nodes)
+    per_layer = shape.n_heads + int(shape.has_mlp)
+    start = 1 + (site.layer or 0) * per_layer
+    return start if site.kind == "z" or shape.parallel else start + shape.n_heads
+
+
 @dataclass(frozen=True)
 class Place:
     """Which of the vocabulary's positions a token is at, and which windows an offset lies in."""
@@ -165,11 +175,15 @@ class Automaton:
                 {node: all(step.reads_at or step.at is None for step in steps) for node, steps in named.items()}
             )
             if rest.hops:
+                rest.earliest.append(min(named, default=len(self.index)))
                 rest.next.append(self._rest(Route(route.text, rest.hops, rest.links[:-1])))
         return self._rest_of[rest]
 
     def _route_write(self, items: frozenset[int], node: int, place: Place) -> frozenset[tuple[int, Any]]:
-        """Which hop the node may stand for, with the steps that name it; None: it is passed through on a link."""
+        """Which hop the node may stand for, with the steps that name it; None: it is passed through on a link.
+
+        Routes are dropped of which no node is left that could be the hop before: states without paths are equal.
+        """
         found: set[tuple[int, Any]] = set()
         for i in items:
             rest = self.rests[i]
@@ -183,7 +197,7 @@ class Automaton:
                 steps = self._kept(tuple(step for step in self.steps[steps] if step.reads_at or _at(step.at, place)))
             if steps:
                 found.add((rest.next[0], steps))
-        return frozenset(found)
+        return frozenset(item for item in found if all(first < node for first in self.rests[item[0]].earliest))
 
     def _may_read(self, number: int, channel: Channel, place: Place) -> bool:
         """Whether any of some steps that name a head allows this input of it."""
@@ -201,15 +215,24 @@ class Automaton:
             self.steps.append(steps)
         return self._number_of[steps]
 
+    def edge_senders(self, paths: EdgePaths) -> dict[State, frozenset[int]]:
+        """Which nodes' edges lead to each reader, `("logits",)`, `(mlp,)` or `(head, channel)`."""
+        return self.senders[self._edges(paths)]
+
     def _edges(self, paths: EdgePaths) -> int:
         if paths not in self._senders_of:
             names = {str(site): i for site, i in self.index.items()}
+            into: dict[str, set[str]] = {}
+            for sender, receiver in paths.edges:
+                into.setdefault(receiver, set()).add(sender)
             senders: dict[State, set[int]] = {}
-            for sender, receiver in sorted(paths.edges):
-                if sender not in names:
-                    raise _no_end(sender, sender, receiver, self.words.shape)
-                for reader in _readers(sender, receiver, self.words, names):
-                    senders.setdefault(reader, set()).add(names[sender])
+            for receiver, found in sorted(into.items()):
+                unknown = found - names.keys()
+                if unknown:
+                    raise _no_end(min(unknown), min(unknown), receiver, self.words.shape)
+                numbers = {names[sender] for sender in found}
+                for reader in _readers(self.words.nodes[max(numbers)], receiver, self.words, names):
+                    senders.setdefault(reader, set()).update(numbers)
             self._senders_of[paths] = len(self.senders)
             self.senders.append({reader: frozenset(found) for reader, found in senders.items()})
         return self._senders_of[paths]
@@ -220,13 +243,14 @@ class _Rest:
     """What is still to come of a route: hops from the input on, and the links after each of them.
 
     What follows from the hops: the steps that name each node, by number (`named`), whether they do at any position
-    (`anywhere`), and what remains after the last hop (`next`).
+    (`anywhere`), the first of those nodes and what remains after the last hop (`earliest`, `next`; none without hops).
     """
 
     hops: tuple[Hop, ...]
     links: tuple[Link, ...]
     named: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
     anywhere: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)
+    earliest: list[int] = field(default_factory=list, compare=False, repr=False)
     next: list[int] = field(default_factory=list, compare=False, repr=False)
 
 
@@ -255,8 +279,12 @@ def _at(position: Position | None, place: Place) -> bool:
     return position is None or position in place.positions
 
 
-def _readers(sender: str, receiver: str, words: Vocabulary, index: dict[str, int]) -> list[State]:
-    """States of the readers that a receiver's name stands for; `a1.kv0.k` is every head of that group."""
+def _readers(last: Site, receiver: str, words: Vocabulary, index: dict[str, int]) -> list[State]:
+    """States of the readers that a receiver's name stands for, if the last of its senders comes before it.
+
+    `a1.kv0.k` is every head of that group.
+    """
+    sender = str(last)
     if receiver == "logits":
         return [("logits",)]
     head, _, channel = receiver.rpartition(".")
@@ -272,7 +300,7 @@ def _readers(sender: str, receiver: str, words: Vocabulary, index: dict[str, int
         readers = [(index[name],) for name in names]
     if not readers:
         raise _no_end(receiver, sender, receiver, words.shape)
-    if not comes_before(words.nodes[index[sender]], words.nodes[index[names[0]]], words.shape):
+    if not comes_before(last, words.nodes[index[names[0]]], words.shape):
         text = f"{sender} -> {receiver}"
         raise refuse(
             text,

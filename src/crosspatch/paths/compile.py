@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
-from crosspatch.graph import Site
-from crosspatch.paths.automaton import REFERENCE, Automaton, Place, State, Vocabulary
+from crosspatch.paths.automaton import COUNTER, REFERENCE, Automaton, Place, State, Vocabulary, reader_level
 from crosspatch.paths.language import CHANNELS
-from crosspatch.paths.pathset import Decohered, PathSet
+from crosspatch.paths.pathset import Complement, Decohered, EdgePaths, PathSet
 
 NORMS = {
     "recomputed": "norms recomputed on the mixed input",
@@ -107,16 +106,6 @@ class Plan:
         )
 
 
-def reader_level(site: Site, words: Vocabulary) -> int:
-    """How many of the nodes come before a reader; they are the first ones."""
-    shape = words.shape
-    if site.kind == "logits":
-        return len(words.nodes)
-    per_layer = shape.n_heads + int(shape.has_mlp)
-    start = 1 + (site.layer or 0) * per_layer
-    return start if site.kind == "z" or shape.parallel else start + shape.n_heads
-
-
 def compile_paths(
     sets: Sequence[PathSet | Decohered], words: Vocabulary, atoms: Atoms, anew: Collection[int] = ()
 ) -> Plan:
@@ -150,9 +139,41 @@ class _Compiler:
         level = len(self.plan.words.nodes)
         for number, paths in enumerate(sets):
             self.anew = number in anew
+            inside, part = (COUNTER, paths.part) if isinstance(paths, Complement) else (REFERENCE, paths)
+            if isinstance(part, EdgePaths) and len(self.writing) == len(self.plan.atoms.offsets) == 1:
+                self.plan.final.append((self.edge_set(part, inside),))
+                continue
             starts = [self.automaton.start(paths, place) for place in self.writing]
             self.plan.final.append(tuple(self.plain(self.stream(level, s), a) for a, s in enumerate(starts)))
         return _pruned(self.plan)
+
+    def edge_set(self, paths: EdgePaths, inside: int) -> int:
+        """The class of the stream that the logits read; paths along the edges carry one run, all others another.
+
+        A node has one state in which a path may still come, so that one walk up the nodes finds what `stream` would.
+        """
+        outside = COUNTER if inside == REFERENCE else REFERENCE
+        senders = self.automaton.edge_senders(paths)
+        nodes = self.plan.words.nodes
+        of = np.full((len(nodes), 1), outside)
+
+        def stream(level: int, reader: State) -> int:
+            found = np.full((level, 1), outside)
+            chosen = list(senders.get(reader, ()))
+            found[chosen] = of[chosen]
+            return self._stream_number(level, found)
+
+        for node, site in enumerate(nodes):
+            level = self.levels[node]
+            if site.kind == "input":
+                of[node] = inside
+            elif site.kind == "mlp_out":
+                x = stream(level, (node,))
+                of[node] = self._variant(MlpVariant(node, x), {x})
+            else:
+                q, k, v = (stream(level, (node, channel)) for channel in CHANNELS)
+                of[node] = self._variant(HeadVariant(node, q, ((k,),), ((v,),)), {q, k, v})
+        return stream(len(nodes), ("logits",))
 
     def stream(self, level: int, state: State) -> int:
         """The class of the stream that a reader in some state finds."""
@@ -216,10 +237,10 @@ class _Compiler:
         inside = {self.plain(one, a) for rows in (k, v) for a, row in enumerate(rows) for one in row}
         return tuple(self._variant(HeadVariant(node, q[a], k, v), {self.plain(q[a], a), *inside}) for a in places)
 
-    def _variant(self, variant: HeadVariant | MlpVariant, reads: set[int]) -> int:
+    def _variant(self, variant: HeadVariant | MlpVariant, found: set[int]) -> int:
         """The class of a copy, given which plain runs or streams it really reads."""
-        if len(reads) == 1 and min(reads) < 0:
-            return reads.pop()
+        if len(found) == 1 and min(found) < 0:
+            return found.pop()
         if variant not in self.number:
             self.number[variant] = len(self.plan.variants)
             self.plan.variants.append(variant)
@@ -236,12 +257,19 @@ def _pruned(plan: Plan) -> Plan:
         if stream < 0 or stream in streams:
             continue
         streams[stream] = 0
-        for number in {one for one in plan.streams[stream].classes.flat if one >= 0} - {*variants}:
+        for number in {one for one in np.unique(plan.streams[stream].classes).tolist() if one >= 0} - {*variants}:
             variants[number] = 0
-            waiting += _reads(plan.variants[number])
+            waiting += reads(plan.variants[number])
     for kept in (streams, variants):
         kept |= {old: new for new, old in enumerate(sorted(kept))}
-    renumber = np.vectorize(lambda one: variants.get(one, one), otypes=[np.int64])  # plain runs keep their numbers
+    renumbered = np.zeros(len(plan.variants), dtype=np.int64)
+    renumbered[list(variants)] = list(variants.values())
+
+    def renumber(classes: Int[np.ndarray, "node atom"]) -> Int[np.ndarray, "node atom"]:
+        found = classes.copy()  # plain runs keep their numbers
+        found[classes >= 0] = renumbered[classes[classes >= 0]]
+        return found
+
     return Plan(
         plan.words,
         plan.atoms,
@@ -251,7 +279,8 @@ def _pruned(plan: Plan) -> Plan:
     )
 
 
-def _reads(variant: HeadVariant | MlpVariant) -> set[int]:
+def reads(variant: HeadVariant | MlpVariant) -> set[int]:
+    """The streams, or plain runs, that a copy reads."""
     if isinstance(variant, MlpVariant):
         return {variant.x}
     return {variant.q, *(one for rows in (variant.k, variant.v) for row in rows for one in row)}

@@ -7,6 +7,7 @@ Every reader applies its norm to its own mixed input; `norms="frozen"` holds the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,14 +17,13 @@ from torch import Tensor
 
 from crosspatch.errors import PathError
 from crosspatch.model import Model, record
-from crosspatch.model.run import Key
-from crosspatch.paths.automaton import vocabulary
+from crosspatch.paths.automaton import COUNTER, REFERENCE, vocabulary
 from crosspatch.paths.compile import Plan, compile_paths
 from crosspatch.paths.forward import Forward
 from crosspatch.paths.norms import Norms, require_norms
 from crosspatch.paths.pairs import Pairs
 from crosspatch.paths.pathset import Decohered, PathSet
-from crosspatch.paths.places import find_atoms, kind_tensor
+from crosspatch.paths.places import find_atoms, first_difference, kind_tensor
 from crosspatch.paths.readers import Readers
 
 MIB = 2**20
@@ -84,14 +84,20 @@ def evaluate(
     plan, kinds = make_plan(model, sets, pairs, anew, norms)
     if on_plan is not None:
         on_plan(plan)
-    readers, keys = Readers(plan, model), needed_keys(plan)
+    readers = Readers(plan, model)
     groups = max((len(one.groups) for one in sets if isinstance(one, Decohered)), default=0)
+    keys = [readers.keys(run) for run in (REFERENCE, *(COUNTER - i for i in range(1 + groups)))]
     sides = [pairs.reference, pairs.counterfactual, *pairs.others[:groups]]
     done = 0
-    for chunk in _chunks(readers, pairs, budget_mib or BUDGET_MIB):
+    for chunk in _chunks(readers, sum(map(len, keys)), sides, pairs.read, budget_mib or BUDGET_MIB):
         tokens = [[side[i] for i in chunk] for side in sides]
         read = [pairs.read[i] for i in chunk]
-        reference, *counters = (record(model, ids, read=read, keys=keys) for ids in tokens)
+        reference = record(model, tokens[0], read=read, keys=keys[0])
+        first = first_difference(tokens) if model.shape.causal and plan.streams else 0
+        counters = [
+            record(model, ids, read=read, keys=wanted, prefix=reference, begin=first)
+            for ids, wanted in zip(tokens[1:], keys[1:], strict=True)
+        ]
         on_read(PathReadout(-1, chunk, reference.hidden))
         on_read(PathReadout(-2, chunk, counters[0].hidden))
         forward = Forward(readers, reference, counters, kind_tensor([kinds[i] for i in chunk]))
@@ -130,27 +136,22 @@ def make_plan(
     return replace(compile_paths(sets, words, atoms, anew), norms=norms), kinds
 
 
-def needed_keys(plan: Plan) -> set[Key]:
-    """Activations of the two plain runs that an evaluation reads."""
-    shape = plan.words.shape
-    keys: set[Key] = set()
-    if not plan.streams:
-        return keys
-    for layer in range(shape.n_layers):
-        keys |= {(layer, kind) for kind in ("resid_pre", "q", "k", "v", "z", "attn_out")}
-        keys |= {(layer, "mlp_out")} if shape.has_mlp else set()
-        keys |= {(layer, "resid_mid")} if shape.has_mlp and not shape.parallel else set()
-    return keys | {(shape.n_layers - 1, "resid_post")}
-
-
-def _chunks(readers: Readers, pairs: Pairs, budget_mib: float) -> Iterator[list[int]]:
-    """Pairs of equal length and equal reads, as many as the budget takes."""
+def _chunks(
+    readers: Readers,
+    n_keys: int,
+    sides: Sequence[Sequence[Sequence[int]]],
+    reads: Sequence[tuple[int, ...]],
+    budget_mib: float,
+) -> Iterator[list[int]]:
+    """Pairs of equal length and equal reads, as many as the budget takes beside so many activations of plain runs."""
     groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for i, ids in enumerate(pairs.reference):
-        groups.setdefault((len(ids), pairs.read[i]), []).append(i)
+    for i, ids in enumerate(sides[0]):
+        groups.setdefault((len(ids), reads[i]), []).append(i)
     shape = readers.plan.words.shape
-    runs = shape.n_layers * 2 * (5 * shape.d_model + 4 * shape.d_head * shape.n_heads)
+    runs = (1 + n_keys) * max(shape.d_model, shape.d_head * shape.n_heads)
     for (length, read), members in groups.items():
-        numbers = readers.floats(length, len(read)) + length * runs
-        size = max(1, int(budget_mib * MIB / (4 * numbers)))
+        first = first_difference([[side[i] for i in members] for side in sides]) if shape.causal else 0
+        numbers = readers.floats(length - first, len(read)) + length * runs
+        most = max(1, int(budget_mib * MIB / (4 * numbers)))
+        size = math.ceil(len(members) / math.ceil(len(members) / most))  # none of them much smaller than the others
         yield from (members[at : at + size] for at in range(0, len(members), size))

@@ -19,12 +19,13 @@ from crosspatch.model.project import head_write
 from crosspatch.paths.automaton import COUNTER, REFERENCE
 from crosspatch.paths.compile import HeadVariant, MlpVariant
 from crosspatch.paths.norms import Frozen
-from crosspatch.paths.places import offset_masks
+from crosspatch.paths.places import first_difference, offset_masks
 from crosspatch.paths.readers import Projected, Readers, base_of
+from crosspatch.paths.stacks import Stacks
 from crosspatch.paths.sums import Sums
 
 Value = Float[Tensor, "pair position d_model"]
-MLP_TOKENS = 4096
+MLP_TOKENS = 2048
 """Tokens that go through an MLP at once, at least one prompt."""
 
 
@@ -33,7 +34,7 @@ class Forward:
 
     Args:
         readers: what to compute, and how often what is used.
-        reference, counters: plain runs of the pairs, with the activations of `evaluate.needed_keys`.
+        reference, counters: plain runs of the pairs, with the activations of `Readers.keys`.
         kinds: kind of position of every token.
     """
 
@@ -47,8 +48,7 @@ class Forward:
         self.runs = {REFERENCE: reference, **{COUNTER - i: run for i, run in enumerate(counters)}}
         self.pairs, self.length = kinds.shape
         # Where attention is bidirectional no position is out of reach of a difference.
-        first = min(_first_difference(reference.tokens, run.tokens) for run in counters)
-        self.first = first if self.shape.causal else 0
+        self.first = first_difference([reference.tokens, *(run.tokens for run in counters)]) if self.shape.causal else 0
         self.read = reference.read[0]
         self.masks = [(kinds == kind)[..., None].to(self.model.device) for kind in range(len(plan.atoms.places))]
         # What no key or value depends on is needed where it is read. Reads before the first difference are the plain
@@ -56,7 +56,7 @@ class Forward:
         self.tail = [p - self.first for p in self.read if p >= self.first]
         self.z: dict[int, Float[Tensor, "pair position d_head"]] = {}
         self.mlp: dict[int, Value] = {}
-        self.streams: dict[int, Value] = {}
+        self.streams = Stacks()
         self.offsets: dict[tuple[int, ...], list[Tensor]] = {}
         self.blocks: dict[tuple[int, int, bytes, bool], Value] = {}
         self.sums = Sums(self)
@@ -132,17 +132,17 @@ class Forward:
     def _open(self, level: int) -> None:
         """Sum the streams that readers of one level find; those that nothing begins with any more are forgotten."""
         for number in [n for n in self.streams if self.readers.last_begun[n] < level]:
-            del self.streams[number]
+            self.streams.drop(number)
         self.sums.forget(level)
         todo = [number for number in self.at_level[level] if number not in self.streams]
         rows = [n for n in todo if self.readers.row_by_row(level)]
         for base, tail in product(self.runs, (False, True)):
             some = [n for n in rows if base_of(self.plan.streams[n]) == base and self._tail(n) == tail]
-            if len(some) > 1:
-                self.streams |= dict(zip(some, self.sums.of(some, level, base, tail), strict=True))
+            if len(some) > 1 or (some and self.readers.dense(base, tail)):
+                self.streams.put(some, self.sums.of(some, level, base, tail))
         for number in todo:
             if number not in self.streams:
-                self.streams[number] = self._stream(number, self._tail(number))
+                self.streams.put([number], self._stream(number, self._tail(number))[None])
 
     def _tail(self, number: int) -> bool:
         return number not in self.readers.wide
@@ -370,12 +370,14 @@ class Forward:
 
     def _mlps_at(self, layer: int, mlps: list[tuple[int, MlpVariant]], tail: bool) -> None:
         block = self.model.anatomy.blocks[layer]
-        streams = [self.streams[variant.x] for _, variant in mlps]
+        numbers = [variant.x for _, variant in mlps]
         if tail:
-            streams = [x if x.shape[1] == len(self.tail) else x[:, self.tail] for x in streams]
-        x = torch.stack(streams)
+            streams = [self.streams[number] for number in numbers]
+            x = torch.stack([x if x.shape[1] == len(self.tail) else x[:, self.tail] for x in streams])
+        else:
+            x = self.streams.of(numbers)
         role = "norm_attn_in" if block.shared_norm else "norm_mlp_in"
-        h = self.norm_streams(self.level_of_mlp(layer), role, [variant.x for _, variant in mlps], x, tail)
+        h = self.norm_streams(self.level_of_mlp(layer), role, numbers, x, tail)
         assert block.mlp is not None
         # In slices, so that the hidden layer of many copies is never held at once.
         flat = h.flatten(0, 1)
@@ -387,12 +389,3 @@ class Forward:
         else:
             out = self.frozen.of_mlps(layer, block.norm_mlp_out, numbers, out, tail)
         self.mlp |= dict(zip(numbers, out, strict=True))
-
-
-def _first_difference(a: list[list[int]], b: list[list[int]]) -> int:
-    """First position at which any pair differs; the last one where none does."""
-    firsts = [
-        next((i for i, (x, y) in enumerate(zip(left, right, strict=True)) if x != y), len(left) - 1)
-        for left, right in zip(a, b, strict=True)
-    ]
-    return min(firsts)

@@ -39,6 +39,14 @@ def resolve(position: int | str, pairs: Pairs, example: int) -> range:
     return range(*spans[position])
 
 
+def first_difference(sides: Sequence[Sequence[Sequence[int]]]) -> int:
+    """First position at which prompts, by side, differ in any pair; the last position where none does."""
+    return min(
+        next((at for at, tokens in enumerate(zip(*prompts, strict=True)) if len(set(tokens)) > 1), len(prompts[0]) - 1)
+        for prompts in zip(*sides, strict=True)
+    )
+
+
 def find_atoms(words: Vocabulary, pairs: Pairs) -> tuple[Atoms, list[list[int]]]:
     """The kinds of position and offset that occur, and the kind of every token of every example."""
     places: dict[frozenset[int | str], int] = {}

@@ -13,14 +13,19 @@ from torch import Tensor
 from crosspatch.model import Model
 from crosspatch.model.attention import query_key_value
 from crosspatch.model.project import Slot, answering, linear_weight, project_slot, rows_of
-from crosspatch.paths.automaton import COUNTER, REFERENCE
-from crosspatch.paths.compile import HeadVariant, Plan, Stream, reader_level
+from crosspatch.model.run import Key
+from crosspatch.paths.automaton import COUNTER, REFERENCE, reader_level
+from crosspatch.paths.compile import HeadVariant, Plan, Stream, reads
+from crosspatch.paths.stacks import run_of
 
 if TYPE_CHECKING:
     from crosspatch.paths.forward import Forward
 
 SLICED = 0.6
 """Heads are projected one by one where that is at most this share of projecting every stream for all heads."""
+
+DENSE = 0.06
+"""Streams that read more than this share of all changes, on average, are summed as one product with all of them."""
 
 
 class Projected:
@@ -72,7 +77,6 @@ class Readers:
         wide: streams that are needed at all positions, because keys or values that matter read them; the others are
             needed at the positions that the logits read.
         wide_copies: copies of nodes of which the same holds.
-        copies: for each layer its heads' copies, and its MLP's, that streams read: (node, class).
     """
 
     def __init__(self, plan: Plan, model: Model) -> None:
@@ -81,35 +85,63 @@ class Readers:
         self.parents = _parents(plan)
         self.wide, self.wide_copies = _needed_everywhere(plan)
         self.last_begun = [stream.level for stream in plan.streams]
-        self._blocks: dict[int, Counter[bytes]] = defaultdict(Counter)
-        self.copies: dict[int, set[tuple[int, int]]] = defaultdict(set)
-        for stream in plan.streams:
-            for layer in range(shape.n_layers):
-                start = 1 + layer * (shape.n_heads + int(shape.has_mlp))
-                block = stream.classes[start : start + shape.n_heads]
-                if len(block) == shape.n_heads and not (block[0, 0] < 0 and (block == block[0, 0]).all()):
-                    self._blocks[layer][block.tobytes()] += 1
-                    self.copies[layer] |= {(start + h, one) for h, row in enumerate(block.tolist()) for one in row}
+        blocks = [self._mixed_blocks(layer) for layer in range(shape.n_layers)]
+        self._blocks = [Counter(block.tobytes() for block in found) for found in blocks]
+        self._copies = [_per_row(found.swapaxes(0, 1)) for found in blocks]
         self._additive = [not block.post_norm for block in model.anatomy.blocks]
         layers = range(shape.n_layers)
         self._additive_below = next((layer for layer in layers if not self.head_by_head(layer)), shape.n_layers)
-        self._terms: dict[tuple[int, int, bool], dict[tuple[int, int], int]] = {}
+        self._inside = _read_inside(plan)
+        together: dict[tuple[int, bool], list[Stream]] = defaultdict(list)
         for number, stream in enumerate(plan.streams):
             if self.row_by_row(stream.level):
-                self._note_terms(number, stream)
+                together[base_of(stream), number not in self.wide].append(stream)
             elif self.parents[number] >= 0:
                 parent = self.parents[number]
                 self.last_begun[parent] = max(self.last_begun[parent], stream.level)
+        self._terms: dict[tuple[int, int, bool], dict[tuple[int, int], int]] = defaultdict(dict)
+        self._dense: dict[tuple[int, bool], bool] = {}
+        for (base, tail), streams in together.items():
+            self._note_terms(streams, base, tail)
 
-    def _note_terms(self, number: int, stream: Stream) -> None:
-        """Remember which copies a stream that is summed with others reads beside its plain run, and at which level."""
-        base, column = base_of(stream), stream.classes[:, 0]
-        starts = np.array(self.parts(stream.level))
-        for node in np.flatnonzero(column != base).tolist():
+    def _mixed_blocks(self, layer: int) -> Int[np.ndarray, "stream head atom"]:
+        """Copies of a layer's heads that streams hold, but for those of which all are one plain run's."""
+        shape = self.plan.words.shape
+        start = 1 + layer * (shape.n_heads + int(shape.has_mlp))
+        stop = start + shape.n_heads
+        above = [stream.classes[start:stop] for stream in self.plan.streams if stream.level >= stop]
+        blocks = np.stack(above) if above else np.empty((0, shape.n_heads, len(self.plan.atoms.places)), dtype=np.int64)
+        return blocks[((blocks >= 0) | (blocks != blocks[:, :1, :1])).any((1, 2))]
+
+    def _note_terms(self, streams: list[Stream], base: int, tail: bool) -> None:
+        """Remember which copies streams that are summed together read beside their plain run, and up to which level."""
+        highest: dict[tuple[int, int], int] = {}
+        for level in sorted({stream.level for stream in streams}):
+            classes = np.stack([stream.classes[:, 0] for stream in streams if stream.level == level], 1)
+            for node in np.flatnonzero((classes != base).any(1)).tolist():
+                highest |= dict.fromkeys([(node, one) for one in set(classes[node].tolist()) - {base}], level)
+        reads = sum(np.count_nonzero(stream.classes[:, 0] != base) for stream in streams)
+        self._dense[base, tail] = bool(reads > DENSE * len(streams) * len(highest))
+        starts = np.array(self.parts(len(self.plan.words.nodes)))
+        for (node, one), level in highest.items():
             start = int(starts[np.searchsorted(starts, node, "right") - 1])
-            terms = self._terms.setdefault((start, base, number not in self.wide), {})
-            term = (node, int(column[node]))
-            terms[term] = max(terms.get(term, 0), stream.level)
+            self._terms[start, base, tail][node, one] = level
+
+    def keys(self, run: int) -> set[Key]:
+        """Activations of a plain run that the evaluation reads. Of a run whose values are read at the input only, those
+        that others begin with (`record`)."""
+        plan, shape = self.plan, self.plan.words.shape
+        if not plan.streams:
+            return set()
+        keys = {(layer, kind) for layer in range(shape.n_layers) for kind in ("k", "v")} | {(0, "resid_pre")}
+        if run not in self._inside:
+            return keys
+        for layer in range(shape.n_layers):
+            keys |= {(layer, kind) for kind in ("resid_pre", "q", "z")}
+            keys |= set() if self.head_by_head(layer) else {(layer, "attn_out")}
+            keys |= {(layer, "mlp_out")} if shape.has_mlp else set()
+            keys |= {(layer, "resid_mid")} if shape.has_mlp and not shape.parallel else set()
+        return keys | {(shape.n_layers - 1, "resid_post")}
 
     def parts(self, level: int) -> list[int]:
         """First nodes of what writes together (the input, a block's heads, its MLP) below a level."""
@@ -123,6 +155,14 @@ class Readers:
     def terms(self, start: int, base: int, tail: bool) -> list[tuple[int, int]]:
         """Copies of a part, (node, class), that streams nearest to a plain run read beside it."""
         return sorted(self._terms.get((start, base, tail), ()))
+
+    def n_terms(self, base: int, tail: bool) -> int:
+        """How many there are of all parts."""
+        return sum(len(found) for key, found in self._terms.items() if key[1:] == (base, tail))
+
+    def dense(self, base: int, tail: bool) -> bool:
+        """Whether a stream reads so many of them that sums are products."""
+        return self._dense[base, tail]
 
     def last_read(self, start: int, base: int, tail: bool) -> int:
         """The highest level at which any of `terms` is read."""
@@ -156,8 +196,8 @@ class Readers:
                 if stream.level <= level <= self.last_begun[number]:
                     # Those of this level are normed and projected as well.
                     held += d * tokens(number in self.wide) * (5 if stream.level == level else 1)
-            for (start, _, tail), terms in self._terms.items():
-                if start < level <= max(terms.values()):
+            for (start, base, tail), terms in self._terms.items():
+                if self._dense[base, tail] or start < level <= max(terms.values()):
                     held += len(terms) * d * tokens(not tail)
             most = max(most, held)
         return most
@@ -172,7 +212,7 @@ class Readers:
         Only where heads add up: a norm after the attention output sees their sum.
         """
         n_heads = self.plan.words.shape.n_heads
-        return self._additive[layer] and len(self._blocks[layer]) * n_heads > 2 * len(self.copies[layer])
+        return self._additive[layer] and len(self._blocks[layer]) * n_heads > 2 * self._copies[layer]
 
     def project(self, forward: Forward, layer: int, heads: list[HeadVariant]) -> Projected:
         """q, k and v that the copies of one layer's heads need, from the streams that they read."""
@@ -199,7 +239,7 @@ class Readers:
         shape, model = self.plan.words.shape, forward.model
         streams = list(dict.fromkeys(one for found in asked.values() for one in found))
         block = model.anatomy.blocks[layer]
-        x = torch.stack([forward.streams[one] for one in streams])
+        x = forward.streams.of(streams)
         level = 1 + layer * forward.per_layer
         h = forward.norm_streams(level, "norm_attn_in", streams, x, not wide).flatten(1, 2)
         positions = torch.tensor(at, device=x.device).repeat(forward.pairs)
@@ -218,7 +258,7 @@ class Readers:
             }
             for slot, found in asked.items():
                 name, start = cuts.of[slot]
-                value = project_slot(cuts, slot, h[_run([place[one] for one in found])])
+                value = project_slot(cuts, slot, h[run_of([place[one] for one in found])])
                 outputs[name][: len(found), :, start : start + shape.d_head] = value
             kwargs = model.attention_kwargs(layer, positions.repeat(deep), {})
             flat = {name: value.flatten(0, 1)[None] for name, value in outputs.items()}
@@ -231,16 +271,19 @@ class Readers:
         into.spots |= {spot: (wide, row) for spot, row in spots.items()}
 
 
-def _run(numbers: list[int]) -> slice | list[int]:
-    """As a slice, which copies nothing, if they follow one another."""
-    first = numbers[0]
-    follow = numbers == list(range(first, first + len(numbers)))
-    return slice(first, first + len(numbers)) if follow else numbers
-
-
 def base_of(stream: Stream) -> int:
     """The plain run that a stream is nearer to."""
     return REFERENCE if (stream.classes == REFERENCE).sum() > (stream.classes == COUNTER).sum() else COUNTER
+
+
+def _read_inside(plan: Plan) -> set[int]:
+    """Plain runs of which more than the input is read."""
+    found = {base_of(stream) for stream in plan.streams} | ({REFERENCE} if plan.norms == "frozen" else set())
+    for stream in plan.streams:
+        found |= {*np.unique(stream.classes[1:]).tolist()}
+    for variant in plan.variants:
+        found |= reads(variant)
+    return {run for run in found if run < 0}
 
 
 def _needed_everywhere(plan: Plan) -> tuple[frozenset[int], frozenset[int]]:
@@ -273,6 +316,11 @@ def _needed_everywhere(plan: Plan) -> tuple[frozenset[int], frozenset[int]]:
         reads = (plan.variants[copy] for copy in copies)
         waiting = {one for v in reads for one in ([v.q] if isinstance(v, HeadVariant) else [v.x]) if one >= 0} - wide
     return frozenset(wide), frozenset(wide_copies)
+
+
+def _per_row(values: Int[np.ndarray, "row stream atom"]) -> int:
+    """How many different values rows hold, row by row, in all."""
+    return sum(len(np.unique(row)) for row in values)
 
 
 def _parents(plan: Plan) -> list[int]:

@@ -43,7 +43,8 @@ def gate_plot(result: SweepResult, metric: str | None = None, label: int = 8) ->
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a folder of saved results, from what is saved there; no model is loaded.
+    """Write `report.html` into a folder of saved results, from what is saved there; no model is loaded. Of discovered
+    behaviours it is `index.html`, with a page for every cluster.
 
     Args:
         folder: what `localize(..., out=folder)`, `patch(..., out=folder)` or `crosspatch paths` wrote.
@@ -54,6 +55,10 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         ResultError: the folder holds no results, or they were damaged.
     """
+    if (Path(folder) / "discover.json").is_file():
+        from crosspatch.report.discover import write_index
+
+        return write_index(folder)
     from crosspatch.report.saved import page_of
     from crosspatch.results.files import write_atomic
 

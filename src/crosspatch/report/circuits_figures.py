@@ -86,12 +86,12 @@ def _size_panel(
         (("random_low", "random_high"), "band random"),
         (("faithfulness_low", "faithfulness_high"), "sure"),
     ):
-        shape = _area(xs, [up(r[names[0]]) for r in rows], [up(r[names[1]]) for r in rows])
+        shape = area(xs, [up(r[names[0]]) for r in rows], [up(r[names[1]]) for r in rows])
         if shape:
             parts.append(tag("path", d=shape, class_=style, fill="#d5d2c8" if style != "sure" else "#0a7d78"))
-    middle = _path([(x, up(r["random_median"])) for x, r in zip(xs, rows, strict=True)])
+    middle = line_path([(x, up(r["random_median"])) for x, r in zip(xs, rows, strict=True)])
     parts.append(tag("path", d=middle, fill="none", class_="flatl", stroke="#5b636d", stroke_dasharray="2 3"))
-    line = _path([(x, up(r["faithfulness"])) for x, r in zip(xs, rows, strict=True)])
+    line = line_path([(x, up(r["faithfulness"])) for x, r in zip(xs, rows, strict=True)])
     parts.append(tag("path", d=line, fill="none", class_="dl", stroke_width=2))
     for x, r in zip(xs, rows, strict=True):
         if math.isfinite(r["faithfulness"]):
@@ -109,7 +109,7 @@ def _size_panel(
     return Panel(Markup("").join(parts), right + 18, _TALL)
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def line_path(points: Sequence[tuple[float, float]]) -> str:
     """A line through the points that have a number, broken where one has none."""
     found, pen = "", "M"
     for x, y in points:
@@ -121,12 +121,12 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return found
 
 
-def _area(xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
+def area(xs: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
     kept = [(x, a, b) for x, a, b in zip(xs, low, high, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if len(kept) < 2:
         return ""
-    there = _path([(x, a) for x, a, _ in kept])
-    back = _path([(x, b) for x, _, b in reversed(kept)])
+    there = line_path([(x, a) for x, a, _ in kept])
+    back = line_path([(x, b) for x, _, b in reversed(kept)])
     return f"{there}L{back[1:]}Z"
 
 

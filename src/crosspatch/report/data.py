@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 if TYPE_CHECKING:
     from crosspatch.report.circuits import CircuitPage
+    from crosspatch.report.features import FeaturePage
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class ReportData:
         methodology: what was done, name to value, in the order to show.
         environment: versions, hashes, seeds, times, name to value.
         circuit: the circuit that the localisation ended with; its own page stands in the folder `circuit`.
+        features: a feature circuit that was found in the folder `features`, of this behaviour or another.
     """
 
     task: str
@@ -229,6 +231,7 @@ class ReportData:
     environment: dict[str, str] = field(default_factory=dict)
     cost: dict[str, str] = field(default_factory=dict)
     circuit: CircuitPage | None = None
+    features: FeaturePage | None = None
     command: str = ""
     python: str = ""
 

@@ -63,6 +63,7 @@ def q_value(q: float) -> str:
 def context(data: ReportData) -> dict[str, Any]:
     """What the template shows."""
     from crosspatch.report.circuits import headline_of
+    from crosspatch.report.features import headline_of as headline_of_features
 
     tables = part_tables(data)
     linked = frozenset(row["key"] for table in tables for row in table["rows"])
@@ -71,6 +72,7 @@ def context(data: ReportData) -> dict[str, Any]:
     plane = heads or [e for level in data.levels for e in level.effects if e.kind in ("attn_out", "mlp_out")]
     style = figures.Style(linked, figures.contribution_limit(data.levels), figures.role_order(data.levels))
     both = any(math.isfinite(e.interaction.mean) for e in plane)
+    graphs = data.circuit is not None or data.features is not None
     return {
         "data": data,
         "policy": POLICY,
@@ -89,8 +91,11 @@ def context(data: ReportData) -> dict[str, Any]:
         "linked": linked,
         "attention": attention_items(data),
         "circuit_headline": headline_of(data.circuit) if data.circuit is not None else [],
-        "circuit_style": Markup(template_text("circuits.css") if data.circuit is not None else ""),
-        "circuit_script": Markup(template_text("circuits.js") if data.circuit is not None else ""),
+        "features_headline": headline_of_features(data.features) if data.features is not None else [],
+        "circuit_style": Markup(
+            (template_text("circuits.css") if graphs else "") + (template_text("features.css") if data.features else "")
+        ),
+        "circuit_script": Markup(template_text("circuits.js") if graphs else ""),
         "interval": interval,
         "counts": {s: sum(f.severity == s for f in data.findings) for s in ("error", "warning", "note")},
     }

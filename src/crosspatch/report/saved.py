@@ -31,6 +31,16 @@ def page_of(folder: Path) -> str:
         from crosspatch.report.circuits import render as render_circuit
 
         return render_circuit(circuits_saved.read_page(folder, command_of(folder)))
+    from crosspatch.report import features_saved
+
+    if features_saved.is_features(folder):
+        from crosspatch.report.features import render as render_features
+
+        return render_features(features_saved.read_page(folder, command_of(folder)))
+    from crosspatch.report import shift
+
+    if shift.is_shift(folder):
+        return shift.render(shift.read_page(folder, command_of(folder)))
     from crosspatch.report.html import render
 
     return render(read_folder(folder))
@@ -47,19 +57,21 @@ def read_folder(folder: Path) -> ReportData:
 
     if (folder / "localization.json").is_file():
         from crosspatch.patching import Localization
-        from crosspatch.report import circuits_saved
-        from crosspatch.report.circuits_files import FOLDER
+        from crosspatch.report import circuits_files, circuits_saved, features_files, features_saved
 
-        own = folder / FOLDER
+        own, inside = folder / circuits_files.FOLDER, folder / features_files.FOLDER
         circuit = circuits_saved.read_page(own) if circuits_saved.is_circuit(own) else None
+        features = features_saved.read_page(inside) if features_saved.is_features(inside) else None
         found = Localization.load(folder)
-        return report_of_localization(found, command=command_of(folder), python=localized(folder), circuit=circuit)
+        return report_of_localization(
+            found, command=command_of(folder), python=localized(folder), circuit=circuit, features=features
+        )
     if (folder / "result.json").is_file():
         return report_of({"sweep": load_result(folder)}, command=command_of(folder), python=swept(folder))
     raise ResultError(
         "the folder holds no results",
         where=str(folder),
-        fix="give the folder that was --out of `crosspatch localize`, `crosspatch patch` or `crosspatch paths`",
+        fix="give the folder that was --out of `crosspatch localize`, `patch`, `paths`, `circuit` or `features`",
     )
 
 

@@ -216,6 +216,15 @@ def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " tes
     return q
 
 
+def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Adjusted p-values (family-wise error rate, Holm 1979); NaN are not tests and stay NaN."""
+    adjusted = np.full(len(p), np.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted
+
+
 def interaction(noise_effect: Values, denoise_effect: Values) -> Values:
     """`INT = noise - denoise = f(c,c) - f(k,c) - f(c,k) + f(k,k)` per example.
 

@@ -60,7 +60,9 @@ def read(source: Source) -> Dictionary:
     topk = architecture == "topk"
     hook = text(about, "hook_name", config_path) or text(about, "hook_point", config_path)
     out = text(about, "hook_name_out", config_path) if transcoder else None
-    reads, writes = source.places([hook], [out] if transcoder else None)
+    own = section(section(config, "metadata", config_path), "crosspatch", config_path)
+    named = "embed" if own.get("reads") == ["input"] else hook  # its hook is also that of `r0`
+    reads, writes = source.places([named], [out] if transcoder else None)
     dictionary = Dictionary(
         encoder,
         weights.take("b_enc", width) if bias is None else bias,

@@ -41,7 +41,7 @@ class BatchTopK(Variant):
         remember_threshold(coder, f, self.memory)
         y_hat = coder.decode(f, x)
         loss = squared_error(y, y_hat) + self.auxk * auxiliary(coder, raw, y - y_hat, at)
-        return Terms(loss, f, y_hat)
+        return Terms.of(loss, f, y_hat)
 
     def finish(self, coder: Coder) -> Finished:
         encoder, bias = coder.params["encoder"], coder.params["encoder_bias"]

@@ -42,14 +42,21 @@ class Coder:
 
         The input's bias is taken off the result: off the input, its gradient would be a product over all tokens.
         """
-        encoder = self.params["encoder"]
+        return linear(x, self.params["encoder"], self.bias(bias))
+
+    def bias(self, bias: Float[Tensor, " feature"] | None = None) -> Float[Tensor, " feature"]:
+        """What `pre` adds to the products."""
         bias = self.params["encoder_bias"] if bias is None else bias
-        return linear(x, encoder, bias - encoder @ self.params["decoder_bias"] if self.tied else bias)
+        return bias - self.params["encoder"] @ self.params["decoder_bias"] if self.tied else bias
 
     def decode(self, f: Float[Tensor, "token feature"], x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
         """The reconstruction."""
-        out = f @ self.params["decoder"] + self.params["decoder_bias"]
-        return out if "skip" not in self.params else out + linear(x, self.params["skip"])
+        return f @ self.params["decoder"] + self.baseline(x)
+
+    def baseline(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "... d_out"]:
+        """The reconstruction with no feature active; with a skip connection each token has its own."""
+        bias = self.params["decoder_bias"]
+        return bias if "skip" not in self.params else bias + linear(x, self.params["skip"])
 
     def written(self, f: Float[Tensor, "token feature"]) -> Float[Tensor, ""]:
         """How much features write: mean over tokens of sum_i f_i |d_i|."""
@@ -78,11 +85,27 @@ class Moment:
 
 @dataclass(frozen=True)
 class Terms:
-    """What one batch gives: the loss, and the features and reconstruction it was computed with."""
+    """What one batch gives.
+
+    Args:
+        loss: to be made small.
+        active: for each feature a number, above 0 if any token had it.
+        l0: active features per token.
+        reconstruction: what the loss was computed with.
+    """
 
     loss: Float[Tensor, ""]
-    features: Float[Tensor, "token feature"]
+    active: Float[Tensor, " feature"]
+    l0: Float[Tensor, ""]
     reconstruction: Float[Tensor, "token d_out"]
+
+    @classmethod
+    def of(
+        cls, loss: Float[Tensor, ""], features: Float[Tensor, "token feature"], y_hat: Float[Tensor, "token d_out"]
+    ) -> Terms:
+        """From the features themselves."""
+        active = features.detach().float().sign().sum(0)  # a sum of truth values would be slower
+        return cls(loss, active, active.sum() / len(features), y_hat)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Gated(Variant):
         held = {name: value.detach() for name, value in coder.params.items()}
         by_gate = Coder(held, coder.n_writes, coder.tied).decode(gate, x)
         loss = squared_error(y, y_hat) + self.l1 * at.sparsity * coder.written(gate) + squared_error(y, by_gate)
-        return Terms(loss, f, y_hat)
+        return Terms.of(loss, f, y_hat)
 
     def finish(self, coder: Coder) -> Finished:
         gain, size = coder.params["log_gain"].exp(), coder.params["magnitude_bias"]

@@ -43,7 +43,7 @@ class JumpReLU(Variant):
         l0: Tensor = Step.apply(pre, threshold, self.bandwidth)
         y_hat = coder.decode(f, x)
         off = (l0.sum(-1).mean() / self.target_l0 - 1).pow(2)
-        return Terms(squared_error(y, y_hat) + self.penalty * at.sparsity * off, f, y_hat)
+        return Terms.of(squared_error(y, y_hat) + self.penalty * at.sparsity * off, f, y_hat)
 
     def finish(self, coder: Coder) -> Finished:
         return Finished(coder.params["encoder"], coder.params["encoder_bias"], coder.params["threshold"])

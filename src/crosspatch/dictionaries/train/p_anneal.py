@@ -42,7 +42,7 @@ class PAnneal(Variant):
         written = f * coder.row_norms()
         self._anneal(coder, written.detach(), at)
         penalty = coder.state["factor"] * power_sum(written, coder.state["p"])
-        return Terms(squared_error(y, y_hat) + self.l1 * at.sparsity * penalty, f, y_hat)
+        return Terms.of(squared_error(y, y_hat) + self.l1 * at.sparsity * penalty, f, y_hat)
 
     def power(self, at: Moment) -> float:
         """p at this moment."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, relu
+from torch import Tensor
 
-from crosspatch.dictionaries.train.coder import Coder, Moment, Terms, Variant, squared_error
+from crosspatch.dictionaries.train.coder import Coder, Moment, Terms, Variant
+from crosspatch.dictionaries.train.penalised import penalised
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Standard(Variant):
     resamples: ClassVar[bool] = True
 
     def terms(self, coder: Coder, x: Tensor, y: Tensor, at: Moment) -> Terms:
-        f = relu(coder.pre(x))
-        y_hat = coder.decode(f, x)
-        return Terms(squared_error(y, y_hat) + self.l1 * at.sparsity * coder.written(f), f, y_hat)
+        encoder, decoder = coder.params["encoder"], coder.params["decoder"]
+        baseline, weight = coder.baseline(x), self.l1 * at.sparsity
+        made = penalised(x, y - baseline, encoder, coder.bias(), decoder, coder.row_norms(), weight)
+        return Terms(made.loss, made.sums, made.positive / len(x), made.decoded + baseline)

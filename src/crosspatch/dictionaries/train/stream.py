@@ -210,7 +210,8 @@ class Activations:
             if len(prompt) > self.drop_first:
                 prompts.append(prompt)
                 tokens += len(prompt)
-        run = record(self.model, prompts, keys=place_keys(self.model, self._places))
+        nothing: list[tuple[int, ...]] = [()] * len(prompts)  # no logits: layers above the last place are not run
+        run = record(self.model, prompts, read=nothing, keys=place_keys(self.model, self._places))
         keep = torch.cat([torch.arange(len(prompt)) >= self.drop_first for prompt in prompts])
         return {place: read_place(run, [place])[keep.to(self.model.device)] for place in self._places}
 

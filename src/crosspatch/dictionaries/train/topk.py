@@ -6,15 +6,17 @@ e = y - y_hat (held fixed); e_hat: reconstruction of e by the d_out / 2 largest 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, relu
+from torch.nn.functional import linear
 
 from crosspatch.dictionaries.train.coder import Coder, Finished, Moment, Terms, Variant, squared_error
-from crosspatch.dictionaries.train.largest import keep_largest
+from crosspatch.dictionaries.train.sparse import Chosen, decoded, picked
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,19 @@ class TopK(Variant):
     resamples: ClassVar[bool] = False
 
     def terms(self, coder: Coder, x: Tensor, y: Tensor, at: Moment) -> Terms:
-        raw = coder.pre(x)
-        f = keep_largest(relu(raw), self.k)
-        y_hat = coder.decode(f, x)
-        loss = squared_error(y, y_hat) + self.auxk * auxiliary(coder, raw, y - y_hat, at)
-        return Terms(loss, f, y_hat)
+        encoder, bias = coder.params["encoder"], coder.bias()
+        with torch.no_grad():
+            pre = linear(x, encoder, bias)
+            chosen = Chosen(pre.topk(self.k, dim=1, sorted=False).indices, len(bias))
+
+        def pick(some: Chosen) -> Tensor:
+            return picked(pre, some, x, encoder, bias)
+
+        values = relu(pick(chosen))
+        y_hat = decoded(values, chosen, coder.params["decoder"]) + coder.baseline(x)
+        loss = squared_error(y, y_hat) + self.auxk * auxiliary(coder, pre, y - y_hat, at, pick)
+        active = chosen.total(values.detach().float().sign())
+        return Terms(loss, active, active.sum() / len(x), y_hat)
 
     def finish(self, coder: Coder) -> Finished:
         encoder, bias = coder.params["encoder"], coder.params["encoder_bias"]
@@ -40,17 +50,25 @@ class TopK(Variant):
 
 
 def auxiliary(
-    coder: Coder, pre: Float[Tensor, "token feature"], error: Float[Tensor, "token d_out"], at: Moment
+    coder: Coder,
+    pre: Float[Tensor, "token feature"],
+    error: Float[Tensor, "token d_out"],
+    at: Moment,
+    pick: Callable[[Chosen], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """What the largest dead features miss of the error; 0 where none is dead.
 
     `pre` is before the ReLU, or features far below zero would get no gradient and stay there. Fewer dead features than
     are asked for weigh less, in proportion.
+
+    Args:
+        pick: gives entries of `pre` with their gradient, where `pre` itself has none.
     """
     n_dead = int(at.dead.sum())
     if n_dead == 0:
         return pre.new_zeros(())
     wanted = max(1, error.shape[1] // 2)
-    best = torch.where(at.dead, pre, -torch.inf).topk(min(wanted, n_dead), dim=-1, sorted=False)
-    f = torch.zeros_like(pre).scatter(-1, best.indices, best.values)
-    return min(1.0, n_dead / wanted) * squared_error(error.detach(), f @ coder.params["decoder"])
+    best = torch.where(at.dead, pre.detach(), -torch.inf).topk(min(wanted, n_dead), dim=-1, sorted=False)
+    chosen = Chosen(best.indices, pre.shape[1])
+    values = pre.gather(-1, chosen.index) if pick is None else pick(chosen)
+    return min(1.0, n_dead / wanted) * squared_error(error.detach(), decoded(values, chosen, coder.params["decoder"]))

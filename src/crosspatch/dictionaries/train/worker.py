@@ -172,12 +172,11 @@ class Worker:
 
     @torch.no_grad()
     def _note(self, terms: Terms, y: Tensor) -> None:
-        firing = terms.features.detach().float().sign().sum(0)  # a sum of truth values would be slower
         self.silent += len(y)
-        self.silent[firing > 0] = 0
+        self.silent[terms.active > 0] = 0
         error = (y - terms.reconstruction.detach()).pow(2).sum() / len(y)
         variance = (y - y.mean(0)).pow(2).sum() / len(y)
-        self.sums += torch.stack([terms.loss.detach(), firing.sum() / len(y), error, variance]).double()
+        self.sums += torch.stack([terms.loss.detach(), terms.l0, error, variance]).double()
         self.batches += 1
 
     @torch.no_grad()
