@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,11 +27,16 @@ from benchmarks.problem import Problem, gpt2_small
 from benchmarks.sweeps import TOLERANCE, Line, log, write_json
 from crosspatch.graph import edges
 from crosspatch.paths import Pairs, evaluate, from_edges, path_patch, paths
+from crosspatch.paths.automaton import COUNTER, REFERENCE
+from crosspatch.paths.evaluate import make_plan
+from crosspatch.paths.places import first_difference
+from crosspatch.paths.readers import Readers
 
 N_PAIRS, WINDOW_PAIRS, RECEIVER = 16, 4, (9, 9)
 HOOKS, EDGE_SHARE, SOURCES = "plain hooks", 0.3, [(8, 0), (8, 5), (9, 3)]
-EDGES = ("edges", "edges_beyond_reference")
-"""An edge set, the whole call; and less its reference run, which is the same for every hypothesis."""
+EDGES = {"edges": EDGE_SHARE, "edges_beyond_runs": EDGE_SHARE, "few_beyond_runs": 0.02, "most_beyond_runs": 0.9}
+"""Edge sets, and the share of all edges that is in them: the whole call, and less both plain runs, which all
+hypotheses on the same pairs share."""
 CASES = ("logits", "logits_frozen", "query", "query_frozen", *EDGES, "windows")
 Side = Callable[[], Tensor]
 
@@ -195,34 +199,31 @@ def direct_path(problem: Problem) -> tuple[Side, Side]:
     return ours, peer
 
 
-def edge_sets(problem: Problem, reference_s: list[float]) -> tuple[Side, Side]:
-    """A random circuit, and one plain forward pass of the same prompts: the unit that its cost is stated in.
-
-    Each call adds to `reference_s` what its reference run took, which does not depend on the hypothesis.
-    """
+def edge_sets(problem: Problem, share: float) -> tuple[Side, Side, Side]:
+    """A random circuit; one plain forward pass of the same prompts, the unit that its cost is stated in; and the two
+    plain runs within our side, which do not depend on the hypothesis."""
     model = cp.load(problem.hf, problem.tokenizer, name="gpt2-small-random")
     pairs = pairs_of(problem, problem.clean, problem.corrupt)
     draw = random.Random(0)
-    chosen = from_edges([(str(u), str(v)) for u, v in edges(model.shape) if draw.random() < EDGE_SHARE])
+    chosen = from_edges([(str(u), str(v)) for u, v in edges(model.shape) if draw.random() < share])
+    readers = Readers(make_plan(model, [chosen], pairs)[0], model)
+    first = first_difference([pairs.reference, pairs.counterfactual])
     out: list[Tensor] = []
 
     def ours() -> Tensor:
-        began: list[float] = []
-
-        def on_read(readout: cp.paths.PathReadout) -> None:
-            if readout.number == -1:
-                reference_s.append(time.perf_counter() - began[-1])
-            out.append(readout.hidden)
-
-        plan = evaluate(model, [chosen], pairs, on_read, on_plan=lambda _: began.append(time.perf_counter()))
-        assert plan.streams and len(began) == 1
+        evaluate(model, [chosen], pairs, lambda readout: out.append(readout.hidden))
         return out[-1]
 
     @torch.inference_mode()
     def plain() -> Tensor:
         return model.hf(problem.clean, logits_to_keep=1).logits
 
-    return ours, plain
+    def runs() -> Tensor:
+        run = cp.record(model, pairs.reference, read=pairs.read, keys=readers.keys(REFERENCE))
+        keys = readers.keys(COUNTER)
+        return cp.record(model, pairs.counterfactual, read=pairs.read, keys=keys, prefix=run, begin=first).hidden
+
+    return ours, plain, runs
 
 
 def windows() -> tuple[Side, Side]:
@@ -295,9 +296,8 @@ def run_case(case: str, args: argparse.Namespace) -> Line:
     """Warm up, take turns, compare."""
     problem = gpt2_small(N_PAIRS)
     peer_name = HOOKS
-    reference_s: list[float] = []
     if case in EDGES:
-        ours, peer = edge_sets(problem, reference_s)
+        ours, peer, runs = edge_sets(problem, EDGES[case])
         peer_name = "one plain forward pass"
     elif case == "windows":
         ours, peer = windows()
@@ -317,10 +317,11 @@ def run_case(case: str, args: argparse.Namespace) -> Line:
     ours()
     if case in EDGES:
         peer()
+        runs()
     ours_s, peer_s, difference = [], [], None
     for turn in range(args.repeats):
         seconds, mine = timed(ours)
-        ours_s.append(seconds - reference_s[-1] if case == EDGES[1] else seconds)
+        ours_s.append(seconds - timed(runs)[0] if case.endswith("beyond_runs") else seconds)
         if turn < (args.repeats if case in EDGES else args.peer_repeats):
             seconds, theirs = timed(peer)
             peer_s.append(seconds)
@@ -336,7 +337,7 @@ def peak(case: str, args: argparse.Namespace) -> float | None:
     torch.set_num_threads(args.threads)
     problem = gpt2_small(N_PAIRS)
     if case in EDGES:
-        ours = edge_sets(problem, [])[0]
+        ours = edge_sets(problem, EDGES[case])[0]
     elif case in ("windows", "query_frozen"):
         return None
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,13 +72,14 @@ def require_gradient(setup: Setup, points: Sequence[Point]) -> None:
         )
 
 
-def chunks(setup: Setup, n_points: int, budget_mib: float | None) -> Iterator[list[int]]:
-    """Examples of equal length, as many as the budget takes with all their points."""
+def chunks(setup: Setup, n_points: float, budget_mib: float | None) -> Iterator[list[int]]:
+    """Examples of equal length, as many as the budget takes with all their points, in chunks of about one size."""
     lengths: dict[int, list[int]] = {}
     for i, ids in enumerate(setup.clean):
         lengths.setdefault(len(ids), []).append(i)
     for length, members in lengths.items():
-        size = max(1, int((budget_mib or BUDGET_MIB) * MIB / (row_bytes(setup, length) * n_points)))
+        most = max(1, int((budget_mib or BUDGET_MIB) * MIB / (row_bytes(setup, length) * n_points)))
+        size = math.ceil(len(members) / math.ceil(len(members) / most))
         yield from (members[at : at + size] for at in range(0, len(members), size))
 
 

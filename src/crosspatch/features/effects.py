@@ -99,16 +99,22 @@ def _at_place(
     masks: Float[Tensor, "span example position"],
 ) -> Float[Tensor, "example span node"]:
     """Effects of all nodes at one place, added up over the tokens of each span."""
-    x = values.at[basis.place]
-    products = basis.along(gradient) * (basis.features(x) - values.features(basis))
+    x, whole = values.at[basis.place], values.whole(basis)
+    moves = (gradient != 0).any(-1)
+    if values.replacement.name == "paired":  # equal activations have equal features; means of them need not
+        moves &= (x != whole).any(-1)
+    rows = moves.nonzero()[:, 0]  # at all other tokens every effect is 0
+    g = gradient[rows]
+    products = basis.along(g) * values.change(basis, rows)
     if basis.has_error:
         # g . (change of e) is g . (change of x) less what the features account for: no decoding is needed.
-        whole = (gradient * (x - values.whole(basis))).to(products).sum(-1, keepdim=True)
-        products = torch.cat([products, whole - products.sum(-1, keepdim=True)], -1)
-    by_token = products.unflatten(0, (values.n, values.length))
-    if len(masks) == 1 and masks.all():
-        return by_token.sum(1, keepdim=True, dtype=torch.float64).cpu()
-    return torch.einsum("snt,nti->nsi", masks.to(by_token.device, torch.float64), by_token.double()).cpu()
+        both = (g * (x - whole)[rows]).to(products).sum(-1, keepdim=True)
+        products = torch.cat([products, both - products.sum(-1, keepdim=True)], -1)
+    example = rows // values.length
+    own = example == torch.arange(values.n, device=rows.device)[:, None]
+    inside = masks.flatten(1).to(rows.device)[:, rows]
+    weights = (own[:, None] * inside).flatten(0, 1).double()
+    return (weights @ products.double()).unflatten(0, (values.n, -1)).cpu()
 
 
 def templatic(setup: Setup) -> tuple[Setup, tuple[str, ...]]:

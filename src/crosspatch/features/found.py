@@ -56,11 +56,13 @@ class Kept:
         size = np.abs(effects)
         wanted = effects != 0
         if keep is not None and (wanted[..., :width].sum(-1) > keep).any():
-            # Of equals at the border the first: which are kept must not depend on the sort.
-            best = np.argsort(-size[..., :width], axis=-1, kind="stable")[..., :keep]
-            marked = np.zeros_like(wanted)
-            np.put_along_axis(marked, best, True, axis=-1)
-            marked[..., width:] = True
+            inner = size[..., :width]
+            border = np.partition(inner, width - keep, axis=-1)[..., width - keep, None] if keep else np.inf
+            marked = np.ones_like(wanted)
+            marked[..., :width] = above = inner > border
+            # Of equals at the border the first: which are kept must not depend on how they were sorted.
+            equal = inner == border
+            marked[..., :width] |= equal & (equal.cumsum(-1) <= keep - above.sum(-1, keepdims=True))
             wanted &= marked
         left = np.where(wanted, 0.0, effects)
         self.dropped[place, list(examples)] = left.sum(-1)

@@ -6,7 +6,6 @@ place need the average gradient along a straight line in activation space, and n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ def example_chunks(setup: Setup, bases: Bases, budget_mib: float | None) -> Iter
     longest = max(map(len, setup.clean))
     size = torch.empty(0, dtype=setup.model.dtype).element_size()
     wide = 4.0 * size * longest * max(basis.width for basis in bases)
-    return points.chunks(setup, 1 + math.ceil(wide / points.row_bytes(setup, longest)), budget_mib)
+    return points.chunks(setup, 1 + wide / points.row_bytes(setup, longest), budget_mib)
 
 
 def token_masks(part: Setup, spans: Sequence[str]) -> Float[Tensor, "span example position"]:

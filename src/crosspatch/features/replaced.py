@@ -99,6 +99,15 @@ class Values:
         columns = slice(None) if index is None else index
         return torch.cat([means.features[:, columns].expand(self.length, -1) for means in self._means(basis)])
 
+    def change(self, basis: Basis, rows: Int[Tensor, " row"]) -> Float[Tensor, "row feature"]:
+        """Clean minus replaced value of all features at some tokens."""
+        x = self.at[basis.place][rows]
+        if self.replacement.name == "zero":
+            return basis.features(x)
+        if self.replacement.name == "paired":
+            return basis.features(x) - basis.features(self.paired[basis.place][rows])
+        return basis.features(x) - self.features(basis)[rows]
+
     def error(self, basis: Basis) -> Float[Tensor, "token d"]:
         """What the error term is replaced by."""
         return basis.error(self.whole(basis), self.features(basis))
