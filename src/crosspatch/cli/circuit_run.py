@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,13 +225,11 @@ def save_verification(out: Path, checked: Verification) -> None:
 
 def note_command(folder: Path) -> None:
     """Add this command to those that made a folder, once."""
-    from crosspatch.cli.folders import essential
+    from crosspatch.cli.folders import with_this_command
     from crosspatch.results.files import write_json
 
     data = read_run(folder)
-    command = essential(sys.argv[1:])
-    if command not in data["also"]:
-        write_json(folder / files.RUN, data | {"also": [*data["also"], command]})
+    write_json(folder / files.RUN, data | {"also": with_this_command(data["also"])})
 
 
 def write_page(out: Path | None) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,11 +307,11 @@ def tidy(folder: Path) -> None:
 
 def change_run(folder: Path, **settings: Any) -> None:
     """Record other settings, and this command among those that made a folder."""
-    from crosspatch.cli.folders import essential
+    from crosspatch.cli.folders import with_this_command
     from crosspatch.results.files import write_json
 
-    data, command = read_run(folder), essential(sys.argv[1:])
-    also = data["also"] if command in data["also"] else [*data["also"], command]
+    data = read_run(folder)
+    also = with_this_command(data["also"])
     write_json(folder / files.RUN, finite(data | {"settings": data["settings"] | settings, "also": also}))
 
 

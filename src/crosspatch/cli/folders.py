@@ -57,6 +57,12 @@ def essential(command: Sequence[str]) -> list[str]:
     return kept
 
 
+def with_this_command(commands: list[list[str]]) -> list[list[str]]:
+    """Commands that made a folder, and the present one, once."""
+    command = essential(sys.argv[1:])
+    return commands if command in commands else [*commands, command]
+
+
 def _require_free(out: Path, command: list[str], resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ResultError(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from crosspatch.errors import ResultError, TaskError
-from crosspatch.results.files import REPAIR, digest, read_json, read_parquet, to_parquet, write_atomic, write_json
+from crosspatch.results.files import REPAIR, read_json, read_table, write_json, write_table
 
 FORMAT, VERSION, FILE = "crosspatch-samples", 1, "samples.json"
 
@@ -110,10 +110,7 @@ class Samples:
                 "label": pa.array([None] * len(self) if self.labels is None else self.labels, pa.string()),
             }
         )
-        data = to_parquet(table)
-        name = f"samples-{digest(data)[:12]}.parquet"
-        write_atomic(folder / name, data)
-        about = {"format": FORMAT, "version": VERSION, "table": {"file": name, "sha256": digest(data)}}
+        about = {"format": FORMAT, "version": VERSION, "table": write_table(folder, "samples", table)}
         words = {str(token): text for token, text in sorted(self.tokens.items())}
         write_json(folder / FILE, {**about, "hash": self.hash, "origin": self.origin, "tokens": words})
         return folder
@@ -131,7 +128,7 @@ def load_samples(folder: str | Path) -> Samples:
     if data.get("format") != FORMAT or data.get("version") != VERSION:
         raise ResultError(f"is not a file of the format {FORMAT} {VERSION}", where=where, fix=REPAIR)
     try:
-        table = read_parquet(folder / Path(str(data["table"]["file"])).name, str(data["table"]["sha256"]))
+        table = read_table(folder, data["table"])
         labels = table["label"].to_pylist()
         made = Samples(
             [tuple(ids) for ids in table["context"].to_pylist()],

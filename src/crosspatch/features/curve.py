@@ -16,14 +16,12 @@ from crosspatch.features.edge_sets import EdgeEvaluation, EdgeSet
 from crosspatch.features.evaluation import FeatureEvaluation
 from crosspatch.features.nodes import NodeSet
 from crosspatch.results.files import (
-    digest,
     lists_to_rows,
     read_json,
-    read_parquet,
+    read_table,
     rows_to_lists,
-    to_parquet,
-    write_atomic,
     write_json,
+    write_table,
 )
 
 FORMAT, VERSION, FILE = "crosspatch-feature-evaluations", 1, "evaluations.json"
@@ -118,10 +116,10 @@ def _saved(folder: Path, curve: Curve) -> dict[str, Any]:
         rows.append(found.nodes_kept[None])
         ends = [(i, int(u), int(d)) for i, one in enumerate(found.edges) for u, d in zip(one.up, one.down, strict=True)]
         table = pa.table(dict(zip(("set", "up", "down"), _columns(ends, 3), strict=True)))
-        data["edges"] = {"names": [one.name for one in found.edges], **_written(folder, "ends", table)}
+        data["edges"] = {"names": [one.name for one in found.edges], **write_table(folder, "ends", table)}
     members = pa.table(dict(zip(("set", "place", "span", "node"), _columns(nodes, 4), strict=True)))
     values = pa.table({"values": rows_to_lists(np.concatenate(rows))})
-    tables = {"values": _written(folder, "values", values), "nodes": _written(folder, "nodes", members)}
+    tables = {"values": write_table(folder, "values", values), "nodes": write_table(folder, "nodes", members)}
     return data | {"tables": tables}
 
 
@@ -131,13 +129,13 @@ def _loaded(folder: Path, data: Mapping[str, Any]) -> Curve:
     has_error = {place: bool(told["error"]) for place, told in places.items()}
     keeps = [{p: np.zeros((len(spans), int(told["nodes"])), bool) for p, told in places.items()} for _ in names]
     listed = list(places)
-    members = _read(folder, data["tables"]["nodes"])
+    members = read_table(folder, data["tables"]["nodes"])
     for i, place, span, node in zip(*(members[c].to_pylist() for c in ("set", "place", "span", "node")), strict=True):
         if min(i, place, span, node) < 0:
             raise ValueError(f"node {node} of set {i}")
         keeps[i][listed[place]][span, node] = True
     sets = [NodeSet(keep, has_error, spans, name) for keep, name in zip(keeps, names, strict=True)]
-    rows = lists_to_rows(_read(folder, data["tables"]["values"]), "values", len(clusters), str(folder / FILE))
+    rows = lists_to_rows(read_table(folder, data["tables"]["values"]), "values", len(clusters), str(folder / FILE))
     k, edges = len(sets), data["edges"]
     sizes = [1, 1, k, k, k * n_random, k * n_random] + ([1] if edges else [])
     if len(rows) != sum(sizes):
@@ -151,7 +149,7 @@ def _loaded(folder: Path, data: Mapping[str, Any]) -> Curve:
     }  # fmt: skip
     found = FeatureEvaluation(**fields)
     if edges:
-        table = _read(folder, edges)
+        table = read_table(folder, edges)
         number, up, down = (table[c].to_numpy().astype(np.int64) for c in ("set", "up", "down"))
         own = [EdgeSet(up[number == i], down[number == i], str(name)) for i, name in enumerate(edges["names"])]
         found = EdgeEvaluation(**fields, edges=own, nodes_kept=parts[6][0])
@@ -160,14 +158,3 @@ def _loaded(folder: Path, data: Mapping[str, Any]) -> Curve:
 
 def _columns(rows: Sequence[tuple[int, ...]], width: int) -> list[np.ndarray]:
     return list(np.array(rows, dtype=np.int64).reshape(-1, width).T)
-
-
-def _written(folder: Path, name: str, table: pa.Table) -> dict[str, str]:
-    data = to_parquet(table)
-    file = f"{name}-{digest(data)[:12]}.parquet"
-    write_atomic(folder / file, data)
-    return {"file": file, "sha256": digest(data)}
-
-
-def _read(folder: Path, told: Mapping[str, str]) -> pa.Table:
-    return read_parquet(folder / Path(str(told["file"])).name, told["sha256"])

@@ -106,15 +106,15 @@ def _at_place(
     rows = moves.nonzero()[:, 0]  # at all other tokens every effect is 0
     g = gradient[rows]
     products = basis.along(g) * values.change(basis, rows)
-    if basis.has_error:
-        # g . (change of e) is g . (change of x) less what the features account for: no decoding is needed.
-        both = (g * (x - whole)[rows]).to(products).sum(-1, keepdim=True)
-        products = torch.cat([products, both - products.sum(-1, keepdim=True)], -1)
-    example = rows // values.length
-    own = example == torch.arange(values.n, device=rows.device)[:, None]
+    own = rows // values.length == torch.arange(values.n, device=rows.device)[:, None]
     inside = masks.flatten(1).to(rows.device)[:, rows]
     weights = (own[:, None] * inside).flatten(0, 1).double()
-    return (weights @ products.double()).unflatten(0, (values.n, -1)).cpu()
+    effects = weights @ products.double()
+    if basis.has_error:
+        # g . (change of e) is g . (change of x) less what the features account for: no decoding is needed.
+        both = weights @ (g * (x - whole)[rows]).sum(-1, keepdim=True).double()
+        effects = torch.cat([effects, both - effects.sum(-1, keepdim=True)], -1)
+    return effects.unflatten(0, (values.n, -1)).cpu()
 
 
 def templatic(setup: Setup) -> tuple[Setup, tuple[str, ...]]:

@@ -14,14 +14,12 @@ from crosspatch.features.edge_scores import FeatureEdges
 from crosspatch.features.found import FeatureEffects, Kept
 from crosspatch.features.nodes import NodeSet
 from crosspatch.results.files import (
-    digest,
     lists_to_rows,
     read_json,
-    read_parquet,
+    read_table,
     rows_to_lists,
-    to_parquet,
-    write_atomic,
     write_json,
+    write_table,
 )
 
 EFFECTS, CIRCUIT, VERSION = "crosspatch-feature-effects", "crosspatch-feature-circuit", 1
@@ -63,7 +61,7 @@ def save_effects(effects: FeatureEffects, folder: str | Path) -> Path:
             "clusters": effects.clusters,
             "pairs": effects.pairs,
             "origin": effects.origin,
-            "tables": {name: _written(folder, name, pa.table(columns)) for name, columns in tables.items()},
+            "tables": {name: write_table(folder, name, pa.table(columns)) for name, columns in tables.items()},
         },
     )
     return folder
@@ -128,7 +126,7 @@ def save_circuit(folder: str | Path, nodes: NodeSet, edges: FeatureEdges | None 
     if edges is not None:
         columns = {"up": edges.up, "down": edges.down, "values": rows_to_lists(edges.values.T)}
         data["edges"] = {
-            "table": _written(folder, "edges", pa.table(columns)),
+            "table": write_table(folder, "edges", pa.table(columns)),
             "clusters": edges.clusters,
             "pairs": edges.pairs,
             "origin": edges.origin,
@@ -159,7 +157,7 @@ def load_circuit(folder: str | Path) -> tuple[NodeSet, FeatureEdges | None]:
         about = data["edges"]
         if about is None:
             return nodes, None
-        table, clusters = _table(folder, about["table"]), list(map(str, about["clusters"]))
+        table, clusters = read_table(folder, about["table"]), list(map(str, about["clusters"]))
         up, down = (table[name].to_numpy().astype(np.int64) for name in ("up", "down"))
         listed = list(nodes)
         if len(up) and not (0 <= up.min() <= up.max() < len(listed) and -1 <= down.min() <= down.max() < len(listed)):
@@ -180,19 +178,8 @@ def _read(path: Path, wanted: str) -> tuple[dict[str, Any], str]:
     return data, str(path)
 
 
-def _written(folder: Path, name: str, table: pa.Table) -> dict[str, str]:
-    data = to_parquet(table)
-    file = f"{name}-{digest(data)[:12]}.parquet"
-    write_atomic(folder / file, data)
-    return {"file": file, "sha256": digest(data)}
-
-
-def _table(folder: Path, told: Mapping[str, str]) -> pa.Table:
-    return read_parquet(folder / Path(str(told["file"])).name, told["sha256"])
-
-
 def _columns(folder: Path, told: Mapping[str, str]) -> dict[str, np.ndarray]:
-    table = _table(folder, told)
+    table = read_table(folder, told)
     return {name: table[name].to_numpy().copy() for name in table.column_names}
 
 

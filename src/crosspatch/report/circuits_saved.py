@@ -29,6 +29,7 @@ from crosspatch.report.circuits_files import (
     VERSION,
     WORST,
 )
+from crosspatch.report.runs import read_run_file
 from crosspatch.results.files import read_json
 
 
@@ -43,13 +44,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ResultError: not there, damaged, or none of ours.
     """
-    path = folder / RUN
-    data = read_json(path)
-    known = data.get("format") == FORMAT and data.get("version") == VERSION
-    fits = all(isinstance(data.get(part), dict) for part in ("settings", "asked", "facts"))
-    if not known or not fits or not isinstance(data.get("also"), list):
-        raise ResultError("is not what `crosspatch circuit` writes", where=str(path), fix="make it again")
-    return data
+    return read_run_file(folder / RUN, FORMAT, VERSION, "crosspatch circuit", "make it again")
 
 
 def read_ranking(folder: Path, circuit: Circuit) -> Float[np.ndarray, " edge"] | None:

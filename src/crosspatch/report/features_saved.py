@@ -23,6 +23,7 @@ from crosspatch.report.features_files import (
     RUN,
     VERSION,
 )
+from crosspatch.report.runs import read_run_file
 from crosspatch.results.files import read_json
 
 if TYPE_CHECKING:
@@ -40,14 +41,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ResultError: not there, damaged, or none of ours.
     """
-    path = folder / RUN
-    data = read_json(path)
-    known = data.get("format") == FORMAT and data.get("version") == VERSION
-    fits = all(isinstance(data.get(part), dict) for part in ("settings", "asked", "facts"))
-    if not known or not fits or not isinstance(data.get("also"), list):
-        fix = "give a folder of `crosspatch features circuit`"
-        raise ResultError("is not what `crosspatch features circuit` writes", where=str(path), fix=fix)
-    return data
+    command = "crosspatch features circuit"
+    return read_run_file(folder / RUN, FORMAT, VERSION, command, f"give a folder of `{command}`")
 
 
 def read_page(folder: Path, command: str = "") -> FeaturePage:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,27 @@ def read_parquet(path: Path, sha256: str) -> pa.Table:
         return pq.read_table(pa.BufferReader(data)).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise ResultError(f"is not a Parquet file ({error})", where=str(path), fix=REPAIR) from error
+
+
+def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, str]:
+    """Write a Parquet file named by its checksum, atomically.
+
+    Returns:
+        what a JSON file beside it has to keep, for `read_table`.
+    """
+    data = to_parquet(table)
+    file = f"{name}-{digest(data)[:12]}.parquet"
+    write_atomic(folder / file, data)
+    return {"file": file, "sha256": digest(data)}
+
+
+def read_table(folder: Path, told: Mapping[str, str]) -> pa.Table:
+    """Read what `write_table` wrote; never outside the folder.
+
+    Raises:
+        ResultError: see `read_parquet`.
+    """
+    return read_parquet(folder / Path(str(told["file"])).name, str(told["sha256"]))
 
 
 def rows_to_lists(values: Float[np.ndarray, "row example"]) -> pa.Array:
