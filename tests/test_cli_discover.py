@@ -11,6 +11,7 @@ import pytest
 
 from crosspatch.cli import console, main
 from crosspatch.discover import load_clustering, load_samples, load_vectors
+from crosspatch.errors import TaskError
 
 SMALL = ("--samples", 40, "--vectors", "activations", "--clusters", 5, "--circuits", 0, "--repeats", 1, "--threads", 1)
 """Options that make a run short."""
@@ -139,6 +140,21 @@ def test_bad_input_says_what_to_do(run, tmp_path, arguments, said) -> None:
     assert code == 2
     assert said in err
     assert not out
+
+
+@pytest.mark.parametrize(("typed", "wanted"), [((), 60), (("--edges", 7), 7), (("--edges", 0), 0)], ids=str)
+def test_edges_of_circuits_are_asked_for(run, tmp_path, monkeypatch, typed, wanted) -> None:
+    asked = []
+
+    def stop(*given, **named) -> None:
+        asked.append(given[4])
+        raise TaskError("stopped here")
+
+    monkeypatch.setattr("crosspatch.discover.run.discover", stop)
+    code, _, err = run("--out", tmp_path / "o", *typed)
+    assert code == 2
+    assert "stopped here" in err
+    assert asked[0].circuit.edges == wanted
 
 
 def test_a_folder_with_results_is_not_taken_twice(run, made) -> None:

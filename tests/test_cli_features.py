@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import lzma
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from crosspatch.cli.features_inputs import load_dictionaries, places_of
 from crosspatch.dictionaries import load_dictionary, measure, read_text, save_dictionary, shipped
 from crosspatch.dictionaries.cards import Card, Context
 from crosspatch.errors import AddressError, DictionaryError
-from crosspatch.report.feature_cards import Question, cards_page
+from crosspatch.report.feature_cards import Question, cards_page, context_line, density_words
 
 TINY = ("--width", 48, "--steps", 12, "--batch", 128, "--buffer", 1024, "--held-out", 400, "--lr", 0.003)
 """Options that make training short."""
@@ -258,7 +259,7 @@ def test_card_shows_named_features_and_writes_a_page(run, made: Path, tmp_path: 
     card = json.loads((tmp_path / "cards.json").read_text())["cards"][0]
     assert card["feature"] == feature and len(card["top"]) == 3
     page = html.unescape((tmp_path / "cards.html").read_text())
-    assert f"a0/{feature}" in page and "default-src 'none'" in page and "<script>" not in page
+    assert f"a0/{feature}" in page and "default-src 'none'" in page and page.count("<script>") == 1
     code, _, err = run("card", f"a0/{feature}", *options, "--out", tmp_path)
     assert code == 2 and "--overwrite" in err
     code, out, _ = run("card", *options, "--sample", 2, "--json")
@@ -275,11 +276,24 @@ def test_a_page_of_cards_escapes_and_asks() -> None:
     dead = Card(8, ("m1",), ("m1",), 0.0, float("nan"), float("nan"), ((0, 0), (0.0, 0.5, 1.0)), (), (), ())
     page = cards_page([card, dead], evil, facts={evil: evil}, notes={"m1/7": evil})
     assert evil not in page and page.count("&lt;img") >= 6 and "\u202e" not in page
-    assert "never active" in page and "<script" not in page
+    assert "never active" in page and page.count("<script") == 1
     asked = cards_page([card, dead], "t", question=Question(evil, ("keep", "remove"), "a.json", {"m1/8": "remove"}))
     assert evil not in asked and 'download="a.json"' in asked and asked.count('type="radio"') == 4
     first, second = asked.index('data-name="m1/7"'), asked.index('data-name="m1/8"')
     assert asked.index('value="keep" checked') < second < asked.index('value="remove" checked') and first < second
+
+
+def test_tokens_without_activation_are_plain_text_and_all_tokens_are_there() -> None:
+    context = Context(("<b", ">", " so", " x", "", "y"), (0.0, 0.0, 3.0, 0.0, 0.0, 1.5), 2, 0, 2)
+    line = context_line(context, 3.0)
+    assert line.count("<span") == 4 and "--a:100%" in line and "--a:50%" in line
+    assert '<span class="words">&lt;b&gt;<span class="at dest"' in line
+    assert re.sub("<[^>]*>", "", line) == "3&lt;b&gt; so x\N{EMPTY SET}y"
+
+
+def test_shares_of_tokens_are_never_in_powers_of_ten() -> None:
+    said = [density_words(share) for share in (1.0, 0.996, 0.25, 0.0996, 0.0123, 0.00012)]
+    assert said == ["100 %", "100 %", "25 %", "10 %", "1.2 %", "0.012 %"]
 
 
 def test_the_input_stays_the_input(made: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from crosspatch.cli import console, main
+from crosspatch.paths import kept
 
 CLAIMS = """
 [last heads]
@@ -221,7 +222,7 @@ def test_refine_starts_from_a_claim(run, claims) -> None:
     options = ["--name", "no heads", "--n", 16, "--max-steps", 1, "--random", 1, "--nodes", "a3.h*"]
     code, said, err = run("refine", claims, *options)
     assert code == 0, err
-    assert "start  (no path)" not in said
+    assert "(no path)" not in said and "** -> m0 -> logits" in said
     assert "Plan: at most 1 steps" in err
 
 
@@ -330,23 +331,102 @@ def test_a_damaged_result_makes_no_page(run, claims, tmp_path, monkeypatch, caps
 # ------------------------------------------------------------------------------------------------------------- ctrl-c
 
 
-def test_a_stopped_command_speaks_of_resume_only_where_it_can(run, monkeypatch, capsys, tmp_path) -> None:
-    import crosspatch.cli.inputs as inputs
-
+def test_a_stopped_command_speaks_of_resume_only_where_it_can(run, claims, monkeypatch, tmp_path) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crosspatch.cli.paths_search.load_model", stop)
-    monkeypatch.setattr("crosspatch.cli.localize.load_model", stop, raising=False)
-    monkeypatch.setattr(inputs, "load_model", stop)
-    code, _, err = run("sweep", "--out", tmp_path / "a")
-    assert code == 130
-    assert "Stopped. Nothing was saved." in err and "--resume" not in err
-    monkeypatch.setattr(sys, "argv", ["crosspatch", "localize", "--out", str(tmp_path / "b")])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 130
-    assert "--resume goes on from there" in capsys.readouterr().err
+    for module in ("paths", "paths_search"):
+        monkeypatch.setattr(f"crosspatch.cli.{module}.load_model", stop)
+    for command, can in (
+        (["attribute", claims, "--name", "last heads", "--out", tmp_path / "a"], False),
+        (["sweep"], False),
+        (["sweep", "--out", tmp_path / "b"], True),
+    ):
+        code, _, err = run(*command)
+        assert code == 130
+        assert ("--resume goes on from there" in err) == can
+        assert ("Stopped. Nothing was saved." in err) != can
+        monkeypatch.setattr(console.mode, "resumable", False)
+
+
+STOPPABLE = {
+    "test": ["CLAIMS", "--apart", "** -> a3.*.q -> ** -> logits"],
+    "sweep": ["--receivers", "a3.h0.v", "--mlps", "frozen"],
+    "mediate": ["input"],
+    "refine": ["CLAIMS", "--name", "no heads", "--max-steps", "3", "--random", "3", "--nodes", "a3.h*, m3"],
+}
+
+
+@pytest.mark.parametrize("command", STOPPABLE)
+def test_a_stopped_command_goes_on_with_resume(run, claims, tmp_path, monkeypatch, command) -> None:
+    asked = [command, *(claims if word == "CLAIMS" else word for word in STOPPABLE[command]), "--n", 12, "--json"]
+    whole = json.loads(run(*asked, "--out", tmp_path / "whole")[1])
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        left, measure = iter(range(10 if command == "refine" else 5)), kept.measure
+
+        def stop(*_: object) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        patched.setattr(console.Bars, "stage", stop)
+        # So little memory that every pair is a chunk of its own.
+        patched.setattr(kept, "measure", lambda *args, **options: measure(*args, **options | {"budget_mib": 1e-6}))
+        code, said, err = run(*asked, "--out", out)
+    assert (code, said) == (130, "")
+    assert "the same command with --resume goes on from there" in err
+    assert not (out / "paths.json").exists()
+    parts = sorted((out / "parts").iterdir())
+    assert len(parts) > 1 and not [path for path in parts if path.name.startswith(".")]
+    code, _, err = run(*asked, "--out", out)
+    assert code == 2 and "--resume goes on where it stopped" in err
+    code, _, err = run(*asked, "--out", out, "--seed", 1, "--resume")
+    assert code == 2 and "made by another command" in err
+    assert sorted((out / "parts").iterdir()) == parts
+    stages: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(console.Bars, "stage", lambda self, name, done, total: stages.append(done / total))
+        code, said, err = run(*asked, "--out", out, "--resume")
+    assert code == 0, err
+    assert stages[0] > 0.2
+    found = json.loads(said)
+    _same(found | {"out": "", "report": ""}, whole | {"out": "", "report": ""})
+    _same(json.loads((out / "paths.json").read_text()), json.loads((tmp_path / "whole/paths.json").read_text()))
+    assert (out / "report.html").exists()
+    again = json.loads(run(*asked, "--out", out, "--resume")[1])
+    assert again == found
+    code, said, _ = run(*asked, "--out", out, "--overwrite")
+    assert code == 0
+    _same(json.loads(said), found)
+
+
+def _same(a: object, b: object, where: str = "") -> None:
+    """Equal but for rounding of logits in float32."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys(), where
+        for name in a:
+            _same(a[name], b[name], f"{where}.{name}")
+    elif isinstance(a, list) and isinstance(b, list):
+        assert len(a) == len(b), where
+        for i, both in enumerate(zip(a, b, strict=True)):
+            _same(*both, f"{where}[{i}]")
+    else:
+        # p counts sign flips that are at least as extreme, and q follows from it: rounding breaks ties among them.
+        wide = 0.2 if where.endswith((".p", ".q")) else 1e-4
+        assert a == (pytest.approx(b, rel=1e-4, abs=wide) if isinstance(b, float) else b), where
+
+
+def test_resume_refuses_a_file_that_was_changed_and_needs_a_folder(run, claims, tmp_path, monkeypatch) -> None:
+    asked = ["refine", claims, "--name", "no heads", "--n", 12, "--max-steps", 1, "--random", 1, "--nodes", "a3.h*"]
+    with monkeypatch.context() as patched:
+        patched.setattr(console.Bars, "stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*asked, "--out", tmp_path / "out")[0] == 130
+    claims.write_text(CLAIMS.replace("m0", "m1"))
+    code, _, err = run(*asked, "--out", tmp_path / "out", "--resume")
+    assert code == 2
+    assert 'start (["** -> m0 -> logits"] there, ["** -> m1 -> logits"] asked for)' in err and "Fix: " in err
+    code, _, err = run(*asked, "--resume")
+    assert code == 2 and "no folder to go on in" in err
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -423,10 +503,11 @@ def test_a_folder_with_results_is_kept(run, claims, tmp_path) -> None:
     options = ["--n", 6, "--out", out]
     assert run("test", claims, *options)[0] == 0
     before = (out / "paths.json").read_text()
-    code, _, err = run("sweep", *options)
-    assert code == 2
-    assert "--overwrite starts again" in err
-    assert "--resume" not in err
+    for command in (["sweep"], ["attribute", claims, "--name", "last heads"]):
+        code, _, err = run(*command, *options)
+        assert code == 2
+        assert "--overwrite starts again" in err
+        assert ("--resume goes on" in err) == (command == ["sweep"])  # an attribution keeps nothing to go on from
     assert (out / "paths.json").read_text() == before
     (out / "mine.txt").write_text("mine")
     assert run("sweep", *options, "--overwrite")[0] == 0

@@ -187,10 +187,10 @@ def test_gradients_of_auxk_are_those_of_finite_differences(kind: str, name: str)
     grads = torch.autograd.grad(terms.loss, list(made.params.values()))
 
     def loss() -> Tensor:
-        return plain.terms(made, x, y, at).loss + weight * auxiliary(made, made.pre(x), error, at)
+        return plain.terms(made, x, y, at).loss + weight * auxiliary(made, made.pre(x), error, 2, at)
 
     assert loss().item() == pytest.approx(terms.loss.item())
-    assert auxiliary(made, made.pre(x), error, at) > 0
+    assert auxiliary(made, made.pre(x), error, 2, at) > 0
     check_gradients(made.params, loss)
     for value, grad in zip(made.params.values(), grads, strict=True):
         torch.testing.assert_close(value.grad, grad)

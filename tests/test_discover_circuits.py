@@ -12,6 +12,7 @@ import torch
 from families import make
 from feature_cases import random_dictionary
 
+from crosspatch.dictionaries.places import place_keys, read_place
 from crosspatch.discover import (
     CircuitSettings,
     Clustering,
@@ -22,9 +23,10 @@ from crosspatch.discover import (
     read_clusters,
     setup_of_samples,
 )
+from crosspatch.discover.clusters import CLUSTER, CLUSTER_VERSION
 from crosspatch.errors import CircuitError, ResultError, TaskError
 from crosspatch.features import bases_of, evaluate_nodes, load_circuit
-from crosspatch.model import load
+from crosspatch.model import load, record
 from crosspatch.report.discover import write_index
 
 HOSTILE = ("<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", '" onmouseover="alert(3)', "&lt;b&gt;",
@@ -79,6 +81,71 @@ def test_every_cluster_with_enough_documents_gets_a_circuit(model, samples, clus
     assert edges is not None
     sizes = [abs(node["effect"]) for node in found[1]["nodes"]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_edges_have_intervals_and_features_cards_of_the_clusters_own_contexts(
+    model, samples, clustering, bases, tmp_path
+) -> None:
+    [one] = cluster_circuits(model, samples, clustering, bases, tmp_path, SMALL, most=1)
+    nodes, edges = load_circuit(tmp_path / "c00000")
+    names = [str(node) for node in nodes] + ["logits"]
+    mean = {(names[u], names[d]): v for u, d, v in zip(edges.up, edges.down, edges.values.mean(0), strict=True)}
+    assert 0 < len(one["edges"]) <= SMALL.edges
+    for edge in one["edges"]:
+        assert edge["effect"] == pytest.approx(mean[edge["from"], edge["to"]])
+        assert edge["low"] <= edge["effect"] + 1e-9
+        assert edge["effect"] <= edge["high"] + 1e-9
+    saved = json.loads((tmp_path / "c00000" / "cards.json").read_text("utf-8"))["cards"]
+    assert [f"{card['reads'][0]}/{card['feature']}" for card in saved] == [
+        str(n) for n in nodes if n.feature is not None
+    ]
+    inside = {str(token) for i in clustering.members(0) for token in samples.contexts[i]}
+    assert any(card["top"] for card in saved)
+    for card in saved:
+        place = next(basis for basis in bases if basis.place == card["reads"][0])
+        for context in card["top"]:
+            assert set(context["tokens"]) <= inside
+            ids = samples.contexts[clustering.members(0)[context["prompt"]]]
+            ran = record(model, [list(ids)], keys=place_keys(model, {place.place}))
+            f = place.features(read_place(ran, [place.place]))[context["position"], card["feature"]]
+            assert context["values"][context["at"]] == pytest.approx(float(f), rel=1e-3)
+
+
+def test_only_the_largest_nodes_have_cards(model, samples, clustering, bases, tmp_path, monkeypatch) -> None:
+    from crosspatch.discover import circuits
+
+    monkeypatch.setattr(circuits, "CARDS", 3)
+    monkeypatch.setattr(circuits, "CARDS_OF_PLACE", 1)
+    [one] = cluster_circuits(model, samples, clustering, bases, tmp_path, SMALL, most=1)
+    saved = json.loads((tmp_path / "c00000" / "cards.json").read_text("utf-8"))["cards"]
+    first = {node["place"]: node["node"] for node in reversed(one["nodes"])}  # of every place the largest
+    features = {node["node"] for node in one["nodes"] if node["feature"] is not None}
+    wanted = {node["node"] for node in one["nodes"][:3]} | set(first.values())
+    assert {f"{card['reads'][0]}/{card['feature']}" for card in saved} == wanted & features
+    assert not features <= wanted
+
+
+def test_circuits_without_edges_and_of_one_token_are_circuits(model, bases, tmp_path) -> None:
+    draw = np.random.default_rng(1)
+    tiny = Samples([(int(t),) for t in draw.integers(1, 90, 8)], draw.integers(0, 6, 8), draw.random(8), np.arange(8),
+                   None, {i: f"w{i}" for i in range(90)}, {})  # fmt: skip
+    settings = CircuitSettings(nodes=4, edges=0, method="atp", start_block=0, n_random=1)
+    [one] = cluster_circuits(model, tiny, Clustering(np.zeros(8, np.int64), []), bases, tmp_path, settings)
+    assert "error" not in one
+    assert one["edges"] == []
+    assert load_circuit(tmp_path / "c00000")[1] is None
+    assert (tmp_path / "c00000" / "cards.json").is_file()
+
+
+def test_progress_grows_inside_a_cluster(model, samples, clustering, bases, tmp_path) -> None:
+    seen: list[float] = []
+    cluster_circuits(model, samples, clustering, bases, tmp_path, SMALL, most=2, progress=lambda a, b: seen.append(a))
+    assert seen == sorted(seen)
+    assert {1.0, 2.0} <= set(seen)
+    assert any(0 < share < 1 for share in seen)
+    again: list[float] = []
+    cluster_circuits(model, samples, clustering, bases, tmp_path, SMALL, most=2, progress=lambda a, b: again.append(a))
+    assert again == [1, 2]
 
 
 def test_what_is_said_of_a_circuit_is_what_the_features_room_says(model, samples, clustering, bases, tmp_path) -> None:
@@ -285,7 +352,7 @@ def test_the_index_knows_every_cluster(pages, samples, clustering) -> None:
 
 def test_a_cluster_page_shows_every_context_with_its_loss(pages, samples, clustering) -> None:
     text = (pages / "pages" / "c00002.html").read_text("utf-8")
-    assert text.count('class="answer"') == 7
+    assert text.count('class="ctx"') == 7
     for i in clustering.members(2):
         assert f"{samples.losses[i]:.3f}" in text
     assert "No circuit" not in text
@@ -308,7 +375,7 @@ def test_a_failed_cluster_says_why(samples, clustering, tmp_path) -> None:
     clustering.save(tmp_path, samples.hash)
     folder = tmp_path / "circuits" / "c00000"
     folder.mkdir(parents=True)
-    failed = {"format": "crosspatch-cluster", "version": 1, "cluster": 0, "key": {}, "error": {"what": HOSTILE[1]}}
+    failed = {"format": CLUSTER, "version": CLUSTER_VERSION, "cluster": 0, "key": {}, "error": {"what": HOSTILE[1]}}
     (folder / "cluster.json").write_text(json.dumps(failed), "utf-8")
     write_index(tmp_path)
     page = (tmp_path / "pages" / "c00000.html").read_text("utf-8")

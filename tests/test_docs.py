@@ -36,6 +36,17 @@ def test_the_circuits_page_runs(capsys: pytest.CaptureFixture[str], tmp_path, mo
     assert {"circuit.graphml", "circuit.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_page_of_path_patching_runs(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks(ROOT / "docs" / "paths.md", "python"))
+    exec(compile(code, "docs/paths.md", "exec"), {"__name__": "paths_page"})
+    said = capsys.readouterr().out
+    assert "last heads: explained" in said
+    assert "AUE changes by" in said
+    assert "interaction" in said
+    assert "<script>" in (tmp_path / "claims.html").read_text("utf-8")
+
+
 def test_the_feature_circuits_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(blocks(ROOT / "docs" / "feature-circuits.md", "python"))
     exec(compile(code, "docs/feature-circuits.md", "exec"), {"__name__": "feature_circuits"})

@@ -104,6 +104,7 @@ def test_decohere_prints_its_groups_and_refuses_none():
     text = str(found)
     for word in ("queries, keys", "6 pairs", "heads: explained", "AUE changes by", "ATE"):
         assert word in text
+    assert all(line.count("[") >= 2 for line in text.splitlines()[1:])  # every number with its interval
     frame = found.frame().set_index("hypothesis")
     assert frame.loc["all", "explained_apart"] == 1 and frame.loc["none", "explained_apart"] == 0
     assert frame.loc["heads", "aue_change"] == pytest.approx((found.apart[2] - found.shared[2]).mean())

@@ -34,6 +34,7 @@ from crosspatch.paths import (
     intersection,
     listed,
     nothing,
+    parse_hypotheses,
     paths,
     require_some,
     union,
@@ -245,6 +246,8 @@ def test_words_about_tokens():
     text = explain(paths("input@S -> a0.h1.v -> a1.h0.k@END -> logits"), TINY, PROMPT)
     assert text.splitlines()[-2:] == ["They start at token 1.", "They are read at token 2."]
     assert "from token to token in example 0" in text
+    text = explain(paths("** -> a0.h1 -> logits"), TINY, PROMPT)
+    assert "They start at tokens 0-2." in text
 
 
 def test_a_listed_path_is_a_pattern_that_matches_only_itself():
@@ -368,6 +371,11 @@ UNREADABLE = [
     ("input -> a0.h1 > logits", ">", "cannot read"),
     ("input -> a0**.h1 -> logits", "a0**.h1", "is no node"),
     ("input => a0.h1 -> logits", ">", "cannot read"),
+    ("input -> a[0-99999999].h1 -> logits", "a[0-99999999].h1", "too long"),
+    ("input -> a0.h1[..0] -> logits", "a0.h1[..0]", "two whole numbers"),
+    ("input -> a0.h1[-2] -> logits", "a0.h1[-2]", "two whole numbers"),
+    ("input -> a0.h1[\N{MINUS SIGN}2..0] -> logits", "a0.h1[\N{MINUS SIGN}2..0]", "two whole numbers"),
+    (f"input -> a0.h1[-{'9' * 5000}..0] -> logits", f"a0.h1[-{'9' * 5000}..0]", "two whole numbers"),
 ]
 
 
@@ -392,6 +400,8 @@ UNFIT = [
     (TINY, "input -> m0.q -> logits", "m0.q", "an MLP has no q"),
     (TINY, "input -> m0[-1..0] -> logits", "m0[-1..0]", "no window"),
     (PARALLEL, "input -> a0.h0 -> m0 -> logits", "m0", "cannot feed"),
+    (TINY, "input -> {a0.h0, a1.h1} -> a1.h0.k -> logits", "a1.h1", "a1.h1 cannot feed a1.h0"),
+    (TINY, "input -> m0 -> {a0.h0, a1.h1} -> logits", "a0.h0", "m0 cannot feed a0.h0"),
     (BARE, "input -> m0 -> logits", "m0", "no MLPs"),
     (TINY, "input -> a0.h0.z -> logits", "a0.h0.z", "no node matches"),
     (TINY, "input -> m0.n3 -> logits", "m0.n3", "the parts of an MLP are no nodes of paths"),
@@ -425,6 +435,34 @@ def test_impossible_edges_are_pointed_at(edge, where):
     assert pointed_at(caught.value) == where
 
 
+def test_long_files_are_no_deep_sets():
+    """Unions and differences of thousands of lines are flat."""
+    lines = [f"** -> a{i % 2}.h{i // 2 % 2} -> logits@{i % 3}" for i in range(3000)]
+    made = parse_hypotheses("[a]\n" + "\n".join(lines)).named["a"]
+    assert equal(made, paths(*lines), TINY, PROMPT)
+    less = parse_hypotheses("[a]\n** -> logits\n" + "\n".join(f"- {line}" for line in lines)).named["a"]
+    assert equal(less, ~paths(*lines), TINY, PROMPT)
+    turning = "[a]\n" + "\n".join(f"{'+-'[i % 2]} {line}" for i, line in enumerate(lines))
+    with pytest.raises(PathError, match="more than 100 times") as caught:
+        parse_hypotheses(turning, "claims.txt")
+    assert "claims.txt, line 103" in str(caught.value)
+
+
+def test_files_of_other_editors():
+    text = "\ufeff[h\u00e9ads \u2028 <b>]\r\n** -> a0.h1 -> logits  # \u2028 more\r\n"
+    assert list(parse_hypotheses(text).named) == ["h\u00e9ads \u2028 <b>"]
+    with pytest.raises(PathError, match="is no name"):
+        parse_hypotheses("[ ]\n** -> a0.h1 -> logits")
+
+
+def test_algebra_and_edges_take_nothing_else():
+    with pytest.raises(TypeError):
+        via("m0") | "** -> logits"
+    for wrong in ("ab", [("a0.h0", "m0", "m1")]):
+        with pytest.raises(PathError, match="is no edge"):
+            from_edges(wrong)
+
+
 def test_empty_requests():
     with pytest.raises(PathError, match="no pattern"):
         paths()
@@ -442,6 +480,8 @@ def test_positions_need_a_prompt():
         count(paths("input@T -> logits"), TINY, PROMPT)
     with pytest.raises(AddressError, match="does not exist"):
         count(paths("input@7 -> logits"), TINY, PROMPT)
+    with pytest.raises(PathError, match="there is no example 3"):
+        count(paths("input@S -> logits"), TINY, PROMPT, 3)
 
 
 def test_no_path_left():

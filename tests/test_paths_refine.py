@@ -8,7 +8,7 @@ from path_toys import random_pairs, small
 
 from crosspatch.errors import PathError
 from crosspatch.paths import paths, refine, steps, sweep_steps, test_paths
-from crosspatch.paths import refine as module  # the function, through whose module `measure` is reached
+from crosspatch.paths import refine as module  # the function, through whose module `measure_kept` is reached
 from crosspatch.paths.refine import Step, _random, hypothesis
 
 
@@ -50,6 +50,7 @@ def test_the_gain_of_a_step_is_that_of_scoring_both_hypotheses():
         table = sweep_steps(model, begin, pairs, some, norms=norms)
         claims = {"before": paths(*begin), "added": paths(*some[0].taken(begin))}
         scored = test_paths(model, claims, pairs, norms=norms).frame().set_index("hypothesis")["explained"]
+        assert str(table).startswith(f"explained {scored['before']:.1%} before any of 2 steps, on 6 pairs")
         frame = table.frame().set_index("step")
         assert frame.loc["add", "gain"] == pytest.approx(scored["added"] - scored["before"])
         assert frame.loc["remove", "gain"] == pytest.approx(-scored["before"])
@@ -61,18 +62,18 @@ def test_the_gain_of_a_step_is_that_of_scoring_both_hypotheses():
 def test_searched_pairs_are_measured_once_a_step_and_held_out_pairs_once(monkeypatch):
     model, pairs = small("gpt2", 2), random_pairs(12, seed=3)
     seen = []
-    measure = module.__globals__["measure"]
+    measure = module.__globals__["measure_kept"]
 
-    def counting(model_, sets, pairs_, *args, **kwargs):
+    def counting(kept, model_, sets, pairs_, *args, **kwargs):
         seen.append((len(sets), pairs_.hash))
-        return measure(model_, sets, pairs_, *args, **kwargs)
+        return measure(kept, model_, sets, pairs_, *args, **kwargs)
 
-    monkeypatch.setitem(module.__globals__, "measure", counting)
+    monkeypatch.setitem(module.__globals__, "measure_kept", counting)
     found = refine(model, ["** -> a1.h0 ~> logits"], pairs, max_steps=2, min_gain=0, n_random=3, nodes="a*.h*")
     searched, rest = pairs.split(0.3, 0)
     taken = len(found.log) - 1
     assert [h for _, h in seen] == [searched.hash] * min(2, taken + 1) + [rest.hash]
-    assert seen[-1][0] == 1 + len(found.log) + len(found.random)
+    assert seen[-1][0] == 2 + len(found.log) + len(found.random)  # the null before, the floor after
     monkeypatch.undo()
     for part, column in ((searched, "explained"), (rest, "explained_held_out")):
         start = test_paths(model, {"x": paths("** -> a1.h0 ~> logits")}, part).frame()["explained"][0]
@@ -92,3 +93,21 @@ def test_random_hypotheses_have_as_many_patterns_that_fit_and_differ():
         assert not set(patterns) - {s.pattern for s in steps(patterns[:-1], shape)} - set(patterns[:-1])
     sizes = np.bincount([p.count("->") for patterns in drawn for p in patterns])
     assert sizes[2] > 0 and sizes[3:].sum() > 0, "first steps and extensions both occur"
+
+
+def test_the_log_says_where_a_search_began_and_how_sure_held_out_scores_are():
+    model, pairs = small("gpt2", 2), random_pairs(12, seed=3)
+    begin = ["** -> a1.h0 ~> logits", "** -> m1 -> logits"]
+    found = refine(model, [*begin, begin[0]], pairs, max_steps=1, min_gain=1, n_random=1, nodes="a1.h*")
+    assert found.log["pattern"].iloc[0] == "; ".join(begin)
+    floor = found.floor.mean()
+    assert 0 <= floor < 1e-9 and f"floor (AUE at all paths, held-out pairs) {floor:.1e}" in str(found)
+    frame = found.log
+    assert (frame["held_out_low"] <= frame["explained_held_out"]).all()
+    assert (frame["explained_held_out"] <= frame["held_out_high"]).all()
+    score = test_paths(model, {"x": paths(*begin)}, pairs.split(0.3, 0)[1]).frame().loc[0]
+    assert frame["held_out_low"].iloc[0] == pytest.approx(score["explained_low"])
+    one = refine(model, begin[1], pairs, max_steps=1, min_gain=1, n_random=1, nodes="a1.h*")
+    assert one.log["pattern"].iloc[0] == begin[1]
+    with pytest.raises(PathError, match="0 steps"):
+        refine(model, [], pairs, max_steps=0)

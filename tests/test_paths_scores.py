@@ -329,6 +329,46 @@ def test_what_is_printed():
         assert part in text
 
 
+def test_every_number_printed_has_its_interval_or_says_that_it_has_none():
+    many, one = (str(test_paths(small("gpt2", 2), CLAIMS, random_pairs(n))) for n in (6, 1))
+    for line in many.splitlines()[2:]:
+        assert line.count("[") == 4 and "no interval" not in line
+    assert many.splitlines()[1].count("[") == 1
+    assert one.count("(no interval)") == 1 + 4 * len(CLAIMS) and "nan" not in one
+
+
+def test_a_total_effect_near_the_floor_is_called_noise():
+    found = made_by_hand([np.full(4, 1e-9)], list("abcd"), total=np.full(4, 2e-9))
+    found.floor = np.full(4, 1e-12)
+    assert not found.is_noise and "noise" not in str(found)
+    found.floor = np.full(4, 1e-10)
+    assert found.is_noise and "proportions of it are noise" in str(found)
+
+
+def test_loss_recovered_has_an_interval_of_paired_resamples():
+    draw = np.random.default_rng(5)
+    gap = draw.uniform(1, 3, 20)
+    found = made_by_hand([gap], [str(i) for i in range(20)], total=gap)
+    found.signed = np.stack([0.25 * gap])
+    row = found.frame().loc[0]
+    ends = [row[f"loss_recovered{end}"] for end in ("", "_low", "_high")]
+    assert ends == pytest.approx([0.75] * 3)
+
+
+def test_a_table_without_targets_has_no_loss_recovered():
+    pairs = random_pairs(3)
+    frame = test_paths(small("gpt2", 2), CLAIMS, changed(pairs, targets=[(-1,)] * 3)).frame()
+    assert frame[["loss_recovered", "loss_recovered_low"]].isna().all().all() and frame["aue_low"].notna().all()
+
+
+def test_what_is_no_hypothesis_is_refused():
+    model, pairs = small("gpt2", 2), random_pairs(2)
+    with pytest.raises(PathError, match="hypothesis 'a' is no set of paths"):
+        test_paths(model, {"a": "** -> a0.h0 -> logits"}, pairs)
+    with pytest.raises(PathError, match="have no names"):
+        test_paths(model, via("m0"), pairs)
+
+
 def test_saving_gives_standard_json(tmp_path):
     mask = [[True]] * 3 + [[False]]
     found = test_paths(small("gpt2", 2), CLAIMS, random_pairs(4), mask=mask, always=via("m0"))
@@ -384,6 +424,20 @@ def test_the_sign_says_whether_paths_were_helping():
     assert helping.tokens == ["w0", "x1", "y1", "?"]
     stays = attribute(model, A, pairs, always=via("a0.h0"))
     assert stays.effect[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_attribution_says_what_it_is_about():
+    rows = np.random.default_rng(1).integers(1, 97, (9, 6))
+    plans = []
+    model = small("gpt2", 2)
+    found = attribute(model, via("a0.h1"), fixed_reference(rows, 4, 5), dissimilarity="sq_loss", on_plan=plans.append)
+    assert found.unit == "nats" and found.about["quantity"] == "loss"
+    assert found.about["method"] == plans[0].describe()
+    assert found.about["pairs_hash"] == fixed_reference(rows, 4, 5).hash
+    text = str(found)
+    assert "a0.h1" in text and "5 counterfactuals" in text and "nats" in text
+    frame = found.frame()
+    assert frame["token"].tolist() == found.tokens and (frame["low"] <= frame["effect"]).all()
 
 
 def test_attribution_wants_one_reference():
@@ -451,6 +505,19 @@ def test_prompts_of_unequal_length_are_refused():
         changed(pairs, counterfactual=[pairs.counterfactual[0], [1, 2]])
     with pytest.raises(PathError, match="2 references, but 1 of spans"):
         changed(pairs, spans=[{}])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [("read", (5,), "the reads"), ("read", (-1,), "the reads"), ("read", (), "the reads"),
+     ("targets", (1, 2), "2 targets for 1 reads"), ("spans", {"S": (3, 9)}, "span 'S' from 3 to 9"),
+     ("spans", {"S": (3, 2)}, "span 'S'")],
+)  # fmt: skip
+def test_what_lies_outside_of_a_prompt_is_refused(field, value, what):
+    pairs = random_pairs(2)
+    with pytest.raises(PathError, match=what) as caught:
+        changed(pairs, **{field: [getattr(pairs, field)[0], value]})
+    assert "pair 1" in str(caught.value)
 
 
 def test_splitting_keeps_equal_references_together():

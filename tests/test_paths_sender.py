@@ -15,7 +15,7 @@ from path_toys import SMALL, linear_model, random_pairs, small
 
 from crosspatch.errors import AddressError, MetricError, PathError
 from crosspatch.graph import Site, nodes, parse_address
-from crosspatch.paths import Pairs, evaluate, mediation, path_patch, paths, sender_paths
+from crosspatch.paths import Pairs, evaluate, mediation, path_patch, paths, sender_paths, task_pairs
 from crosspatch.paths.sender import SenderEffects
 
 PAIRS = random_pairs(1, seed=3)
@@ -159,7 +159,7 @@ def test_the_effect_is_the_signed_change_of_the_quantity():
 def test_what_is_printed_names_the_choices():
     found = path_patch(small("gpt2"), random_pairs(6), "a0.h*", ["a1.h0.q", "m2"], mlps="direct", semantics="union")
     text = str(found)
-    for word in ("MLPs on the way: direct", "receivers: union", "a1.h0.q, m2", "abs_logit_diff", "6 pairs", "logits"):
+    for word in ("MLPs on the way: direct", "receivers: union", "a1.h0.q, m2", "logit difference", "6 pairs", "logits"):
         assert word in text
     frame = found.frame()
     assert list(frame["sender"]) == ["a0.h0", "a0.h1"]
@@ -176,6 +176,36 @@ def test_senders_into_the_logits_need_no_pass_but_the_two_runs():
         found = path_patch(small(family), random_pairs(2), "a*.h*, m*, input", "logits", mlps="frozen")
         assert found.about["node_evaluations"] == 0
         assert len(found.senders) == len(nodes(small(family).shape))
+
+
+def test_a_sender_that_is_written_where_nothing_is_read_is_refused():
+    """The logits are read at the last token; what is written at S reaches them by attention alone."""
+    model, pairs = small("gpt2"), random_pairs(4)
+    with pytest.raises(PathError, match=r"no path leads from a0\.h0@S straight into logits"):
+        path_patch(model, pairs, "a0.h0@S", "logits")
+    assert path_patch(model, pairs, "a2.h*@S, a2.h*@END", "logits").senders == ["a2.h0@END", "a2.h1@END"]
+
+
+def test_a_quantity_has_its_own_name_and_unit():
+    """The signed quantity of a squared loss change is the loss, in nats."""
+    model, pairs = small("gpt2"), random_pairs(4)
+    plain, squared = (path_patch(model, pairs, "a2.h*", dissimilarity=d) for d in ("abs_loss", "sq_loss"))
+    np.testing.assert_array_equal(plain.effect, squared.effect)
+    for found in (plain, squared, path_patch(model, pairs, "a2.h*", dissimilarity="kl")):
+        assert (found.about["quantity"], found.about["unit"]) == ("loss", "nats")
+    about = path_patch(model, pairs, "a2.h*").about
+    assert (about["quantity"], about["unit"]) == ("logit difference, wrong less right", "logits")
+
+
+def test_a_task_stands_for_its_pairs():
+    import toys
+
+    model, task = toys.and_network(), toys.gate_task()
+    pairs = task_pairs(task.tokenize(model.tokenizer))
+    np.testing.assert_array_equal(path_patch(model, task, "a0.h0").effect, path_patch(model, pairs, "a0.h0").effect)
+    np.testing.assert_array_equal(mediation(model, task, "a0.h0").total, mediation(model, pairs, "a0.h0").total)
+    with pytest.raises(PathError, match="str is neither a task nor pairs"):
+        path_patch(model, "ioi", "a0.h0")
 
 
 def test_senders_at_spans():
@@ -236,6 +266,10 @@ def test_direct_and_mediated_add_up_to_the_total_in_a_linear_network():
         assert np.abs(found.total).min() > 1e-3
         np.testing.assert_allclose(found.direct + found.mediated, found.total, rtol=1e-9)
         np.testing.assert_allclose(found.mediators.effect.sum(0), found.mediated, rtol=1e-9, atol=1e-12)
+        direct = mediation(model, pairs, sender, mlps="direct")  # routes through MLPs alone are not mediated twice
+        np.testing.assert_allclose(direct.direct + direct.mediated, direct.total, rtol=1e-9)
+        np.testing.assert_allclose(direct.mediators.effect.sum(0), direct.mediated, rtol=1e-9, atol=1e-12)
+        assert "m2" in found.mediators.senders and "m2" not in direct.mediators.senders
     everything = mediation(model, pairs, "input")
     np.testing.assert_allclose(everything.total, everything.mediators.total, rtol=1e-9)
 
@@ -270,6 +304,14 @@ def test_frozen_direct_effects_into_the_logits_are_linear_in_what_the_sender_wri
 def test_they_do_not_elsewhere():
     found = mediation(small("gpt2"), random_pairs(5, seed=2), "a0.h1")
     assert np.abs(found.direct + found.mediated - found.total).max() > 1e-3
+
+
+def test_what_is_printed_of_a_mediation_has_intervals():
+    text = str(mediation(small("gpt2"), random_pairs(6), "a1.h0"))
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert len(lines) == 8 and all("[" in line for line in lines)
+    alone = str(mediation(small("gpt2"), random_pairs(1), "a1.h0"))
+    assert "(no interval)" in alone and "nan" not in alone
 
 
 def test_mediators_are_the_parts_after_the_sender():

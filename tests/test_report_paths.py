@@ -98,10 +98,14 @@ def refined(n: int = 3) -> Refinement:
             "pattern": [""] + [f"** -> a{i}.h0 -> logits" for i in range(n)],
             "explained": np.linspace(0, 0.9, n + 1),
             "explained_held_out": np.linspace(0, 0.7, n + 1),
+            "held_out_low": np.linspace(-0.1, 0.6, n + 1),
+            "held_out_high": np.linspace(0.1, 0.8, n + 1),
         }
     )
     patterns = [f"** -> a{i}.h0 -> logits" for i in range(n)]
-    return Refinement(patterns, log, np.array([0.1, 0.3, 0.2]), {"pairs": "toy", "positions": [], "seed": 0})
+    return Refinement(
+        patterns, log, np.array([0.1, 0.3, 0.2]), np.full(4, 1e-9), {"pairs": "toy", "positions": [], "seed": 0}
+    )
 
 
 def whole() -> Page:
@@ -175,7 +179,7 @@ def test_scores_are_said_as_they_are() -> None:
     assert "do 90 %" in second
     assert section.glance["numerical floor"] == "1e-09"
     assert section.rows[0].cells[0] == "80 %"
-    assert section.rows[0].cells[6] == "80 %"  # loss recovered: 1 - 0.4 / 2
+    assert section.rows[0].cells[6:] == ("80 %", "[80 %, 80 %]")  # loss recovered: 1 - 0.4 / 2
     assert section.comparison[0].cells[0].startswith("-1.6")
 
 
@@ -184,6 +188,30 @@ def test_scores_are_said_as_they_are() -> None:
 )
 def test_sufficient_and_necessary_are_compared(needed: float, said: str) -> None:
     assert said in score_section(scored(explained=0.8, needed=needed)).headline[1]
+
+
+def test_one_pair_has_numbers_and_no_intervals() -> None:
+    """Nothing is resampled from one pair: the page says so, and never `nan`."""
+    s, w = scored(), swept()
+    one = replace(s, unexplained=s.unexplained[:, :1], needed=s.needed[:, :1], total=s.total[:1], floor=s.floor[:1],
+                  signed=s.signed[:, :1], signed_null=s.signed_null[:1], signed_reference=s.signed_reference[:1],
+                  clusters=["a"])  # fmt: skip
+    senders = replace(w, effect=w.effect[:, :1], total=w.total[:1], clusters=["a"])
+    m = mediated()
+    split = replace(m, total=m.total[:1], direct=m.direct[:1], mediated=m.mediated[:1], mediators=senders)
+    page = render(
+        Page("one", scores=score_section(one), sweeps=(sweep_section(senders),), mediation=mediation_section(split))
+    )
+    assert not re.search(r"\bnan\b", re.sub(r"<script>.*?</script>", "", page, flags=re.S), flags=re.I)
+    assert "81 % (no interval) of the total effect" in page
+    assert "too few independent pairs" in page and "holds zero" not in page
+
+
+def test_a_total_effect_near_the_floor_has_no_verdict() -> None:
+    small = scored()
+    small.floor[:] = 0.1
+    said = score_section(small).headline
+    assert len(said) == 1 and "noise" in said[0]
 
 
 def test_pairs_without_an_effect_are_said_to_have_none() -> None:
@@ -205,9 +233,37 @@ def test_the_token_that_is_predicted_is_the_one_coloured() -> None:
     assert "+1.50 nats" in section.headline[0]
 
 
+def test_every_share_and_score_stands_with_its_interval() -> None:
+    page = render(
+        Page("all", scores=score_section(scored()), sweeps=(sweep_section(swept()),),
+             mediation=mediation_section(mediated()), refinement=refinement_section(refined()))
+    )  # fmt: skip
+    columns = ("loss recovered (means, not AUE)", "share of total", "share of its total", "held-out pairs")
+    for column in columns:
+        cells = re.findall(rf'<td data-h="{re.escape(column)}">(.*?)</td>', page)
+        assert cells, column
+        assert all(re.fullmatch(r'<b>[^<]*</b> <span class="ci">\[.*%, .*%\]</span>', cell) for cell in cells), column
+
+
+def test_the_quantity_of_an_attribution_is_named() -> None:
+    about = {"quantity": "logit difference, wrong less right", "patched": "not (x)", "always": None, "seed": 3}
+    seen = replace(attributed(), about=about)
+    page = render(Page("q", attributions=(attribution_section(seen, "c", paths("** -> a0.h0 -> logits")),)))
+    assert "change of the logit difference, wrong less right" in page
+    assert "the model's own logit difference" in page.replace("&#39;", "'")
+    assert "<dt>seed</dt><dd>3</dd>" in page
+
+
+def test_a_search_that_began_somewhere_says_where() -> None:
+    begun = refined(1)
+    begun.log.loc[0, "pattern"] = "** -> a7.h0 -> logits"
+    page = render(Page("begun", refinement=refinement_section(begun)))
+    assert "nothing claimed yet" not in page and "a7.h0 -&gt; logits" in page
+
+
 def test_refinement_words() -> None:
     said = refinement_section(refined()).headline
-    assert said[0].startswith("After 3 steps 3 patterns explain 70 % of the total effect")
+    assert said[0].startswith("After 3 steps 3 patterns explain 70 % [60 %, 80 %] of the total effect")
     assert "20 % (median) and at most 30 % of 3" in said[1]
     nothing = refined(0)
     section = refinement_section(nothing)
@@ -341,17 +397,17 @@ def test_bars_mark_mean_and_interval_on_the_axis() -> None:
 
 
 def test_the_step_chart_has_every_step_and_every_random_draw() -> None:
-    figure = figures.step_chart([0, 0.5, 0.9], [0, 0.4, float("nan")], np.array([0.1, 0.2]))
+    figure = figures.step_chart([0, 0.5, 0.9], [(0, 0, 0), (0.4, 0.3, 0.6), (float("nan"),) * 3], np.array([0.1, 0.2]))
     said = re.findall(r"<title>(.*?)</title>", str(figure.html))
     assert "step 2, pairs searched: 90 %" in said
-    assert "step 1, held-out pairs: 40 %" in said
+    assert "step 1, held-out pairs: 40 % [30 %, 60 %]" in said
     assert not [s for s in said if s.startswith("step 2, held-out")]
     assert len([s for s in said if s.startswith("random hypothesis")]) == 2
 
 
 def test_positions_come_from_the_pairs() -> None:
     spans = [{"END": (3, 4), "S2": (2, 3), "S1": (0, 1)}]
-    pairs = Pairs([[1]], [[2]], [(0,)], [(1,)], [[]], [[]], spans, ["a"], "toy")
+    pairs = Pairs([[1] * 4], [[2] * 4], [(0,)], [(1,)], [[]], [[]], spans, ["a"], "toy")
     claim = paths("** -> {a0.h1@END, a0.h2@S2, a0.h3@S1} -> ** -> logits")
     section = attribution_section(attributed(), "claim", claim, pairs=pairs)
     named = re.findall(r">(S1|S2|END)</text>", str(section.drawing.figure.html))
@@ -378,7 +434,7 @@ def decohered() -> Decohering:
 
 def test_mediation_is_split_and_hostile_names_stay_text() -> None:
     section = mediation_section(mediated())
-    assert "25 % of it straight to the logits, 50 % through other parts" in section.headline[0]
+    assert "25 % [23 %, 27 %] of it straight to the logits, 50 % [49 %, 51 %] through" in section.headline[0]
     assert [row.name for row in section.parts] == ["total", "direct", "mediated", "interaction"]
     assert section.parts[3].cells[3] == "25 %"
     nothing = mediation_section(mediated(0.0))

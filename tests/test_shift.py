@@ -13,6 +13,7 @@ from families import VOCAB, make
 from feature_cases import random_dictionary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from crosspatch.errors import CircuitError, CrosspatchError, MetricError, ModelError, ResultError, TaskError
 from crosspatch.features import Node, bases_of, exact_effects, feature_effects
@@ -460,6 +461,25 @@ def test_the_table_says_what_the_predictions_say() -> None:
         assert (table[measure] <= table[f"{measure}_high"] + 1e-9).all()
     with pytest.raises(ResultError):
         result.method("none")
+
+
+def test_an_interval_of_a_share_that_all_texts_agree_on_is_the_exact_one() -> None:
+    result = a_result(n=60)
+    table = result.frame(draws=200).set_index("method")
+    assert table.loc["SHIFT", "label_high"] == 1
+    assert binom.cdf(59, 60, table.loc["SHIFT", "label_low"]) == pytest.approx(0.975)
+    group = 2 * result.labels + result.spurious
+    for name in ("original", "SHIFT", "random"):
+        found = result.group_intervals(name, draws=200)
+        for (label, mean), (again, low, high) in zip(result.groups(name).items(), found.values(), strict=True):
+            n = int((group == result.group_names.index(label)).sum())
+            assert mean == again and low <= mean <= high
+            if mean in (0, 1):
+                assert (high - low) == pytest.approx(1 - 0.025 ** (1 / n))
+    worst = table.loc["original", "worst_group"]
+    n = int((group == result.group_names.index(worst)).sum())
+    assert table.loc["original", "worst_low"] == 0
+    assert binom.cdf(0, n, table.loc["original", "worst_high"]) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize(

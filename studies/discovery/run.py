@@ -172,7 +172,7 @@ def main() -> None:
         }
     best = kept["features / kmeans"]
     rows = []
-    settings = CircuitSettings(seed=SEED)
+    settings = CircuitSettings(nodes=60, seed=SEED)
     with tempfile.TemporaryDirectory() as folder:
         circuits_of = cluster_circuits(model, samples, best, features, folder, settings, most=given.circuits)
     for one in circuits_of:

@@ -11,6 +11,9 @@ at the year, on the same pairs:
 - the same, all paths through the part (exact activation patching of the paired prompt);
 - noise tracing: Gaussian noise on the year's embedding, the part restored (3 standard deviations of the embeddings);
 - zero ablation of the part.
+
+What a part writes at the year cannot go straight to the logits, which are read at the end: the direct map has the parts
+at the end only. So the other maps are also summarised for those parts alone.
 """
 
 from __future__ import annotations
@@ -90,8 +93,13 @@ def main() -> None:
         values = result.denoise if sign > 0 else result.noise
         base = result.corrupt if sign > 0 else result.clean
         maps[label] = (result.rows["address"].tolist(), sign * (values["logit_diff"] - base["logit_diff"]))
+    at_end = "at the end only"
     for label, (parts, effect) in maps.items():
-        rows.append(summarise(label, parts, np.asarray(effect), clusters))
+        values = np.asarray(effect)
+        rows.append(summarise(label, parts, values, clusters))
+        those = [i for i, part in enumerate(parts) if part.endswith("@END")]
+        if len(those) < len(parts):
+            rows.append(summarise(f"{label}, {at_end}", [parts[i] for i in those], values[those], clusters))
     table = pd.DataFrame(rows)
     table.to_csv(HERE / f"concentration-{name}.csv", index=False, float_format="%.3f")
     print(table.to_string(index=False, float_format=lambda x: f"{x:.2f}"))

@@ -1,6 +1,7 @@
 """Induction by path patching: the two-layer model that ships with the package, then SmolLM2-135M.
 
     python studies/induction/run.py small      # about 10 minutes on two CPU cores
+    python studies/induction/run.py apart      # a control of it: counterfactuals that V, Q and K do not share
     python studies/induction/run.py smollm2    # needs: crosspatch models fetch smollm2-135m
 
 Hypotheses follow Goldowsky-Dill et al. 2023 (arXiv 2304.05969), case study 1, on another model: heads are found by
@@ -25,6 +26,7 @@ from crosspatch.paths import (
     Pairs,
     PathSet,
     attribute,
+    decohere,
     everything,
     fixed_reference,
     path_patch,
@@ -219,10 +221,11 @@ def small() -> None:
             table = tested.frame()
             table.insert(0, "mask", mask)
             table.insert(1, "delta", name)
-            table["ate"], table["floor"] = tested.ate[0], float(np.nanmean(tested.floor))
+            table["ate"], table["ate_low"], table["ate_high"] = tested.ate
+            table["floor"] = float(np.nanmean(tested.floor))
             tables.append(table)
             print(mask, tested, sep="\n", flush=True)
-    pd.concat(tables).to_csv(HERE / "hypotheses.csv", index=False, float_format="%.5f")
+    pd.concat(tables).to_csv(HERE / "hypotheses.csv", index=False, float_format="%.5g")
     strips = {}
     for name in ("All-Initial", "All-Long"):
         strips[name] = attribution_strip(model, testing, claims[name], always)
@@ -267,6 +270,24 @@ def attribution_strip(model: cp.Model, rows: np.ndarray, claim: PathSet, always:
         }
         for i in order
     ]
+
+
+def apart() -> None:
+    """Control: what the heads' V, Q and K leave out sees a text each, on the heads and the pairs of `small.json`."""
+    found = json.loads((HERE / "small.json").read_text(encoding="utf-8"))
+    heads = found["induction_heads"]
+    group = "{" + ", ".join(heads) + "}"
+    before = "{" + ", ".join(found["previous_token_heads"]) + "}"
+    model = cp.load("induction-2l")
+    pairs = text_pairs(held_out_rows(model)[ROWS // 2 :], PAIRS, SEED + 1, "held-out text, second half")
+    assert pairs.hash == found["pairs_hash"], "small.json is of other pairs"
+    made = hypotheses(heads, before, found["parroting_head"])
+    claims = {name: made[name] for name in ("All-Initial", "All-Positional", "All-Long", "All-Long + parroting")}
+    groups = {c: via("{" + ", ".join(f"{head}.{c}" for head in heads) + "}") for c in "vqk"}
+    always = everything() - via(group)
+    moved = decohere(model, claims, groups, pairs, dissimilarity="abs_loss", always=always, seed=SEED)
+    print(moved)
+    moved.frame().to_csv(HERE / "apart.csv", index=False, float_format="%.5f")
 
 
 # -- SmolLM2 ----------------------------------------------------------------------------------------------------
@@ -341,5 +362,5 @@ def smollm2() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["small", "smollm2"])
-    {"small": small, "smollm2": smollm2}[parser.parse_args().model]()
+    parser.add_argument("model", choices=["small", "apart", "smollm2"])
+    {"small": small, "apart": apart, "smollm2": smollm2}[parser.parse_args().model]()

@@ -111,7 +111,10 @@ def discover(
     ] = Way.auto,
     repeats: Annotated[int, typer.Option(min=0, help="Further seeds, for stability.")] = 4,
     circuits: Annotated[str, typer.Option(help="So many of the largest clusters get a circuit; all; 0: none.")] = "6",
-    nodes: Annotated[int, typer.Option(min=1, help="Features and error terms of a circuit.")] = 60,
+    nodes: Annotated[int, typer.Option(min=1, help="Features and error terms of a circuit.")] = 200,
+    edges: Annotated[
+        int, typer.Option(min=0, help="Strongest edges of a circuit that are kept and drawn; 0: none are computed.")
+    ] = 60,
     replaced: Annotated[Cut, typer.Option(help="What takes the place of all other nodes.")] = Cut.zero,
     start_block: Annotated[
         int | None,
@@ -172,7 +175,12 @@ def discover(
         repeats=repeats,
         circuits=wanted_circuits,
         circuit=CircuitSettings(
-            nodes=nodes, replaced=replaced.value, start_block=start_block, most=contexts, seed=seed
+            nodes=nodes,
+            edges=edges,
+            replaced=replaced.value,
+            start_block=start_block,
+            most=contexts,
+            seed=seed,
         ),
         seed=seed,
     )

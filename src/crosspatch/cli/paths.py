@@ -42,7 +42,7 @@ from crosspatch.cli.paths_out import (
     take,
     write_folder,
 )
-from crosspatch.cli.sweeping import Force, Overwrite
+from crosspatch.cli.sweeping import Force, Overwrite, Resume
 from crosspatch.report.svg import interval, percent, signed
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def test(
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     budget_mib: Budget = None,
     dtype: Dtype = None,
@@ -91,7 +92,7 @@ def test(
     from crosspatch.paths.files import read_hypotheses
 
     found = read_hypotheses(file)
-    take(out, overwrite)
+    take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
     from crosspatch.paths.scores import test_paths
@@ -108,6 +109,7 @@ def test(
             budget_mib=budget_mib,
             progress=shown.of("paths"),
             on_plan=planned(given.pairs),
+            checkpoint=out,
         )
         moved = None
         if apart:
@@ -126,6 +128,7 @@ def test(
                 budget_mib=budget_mib,
                 progress=shown.of("counterfactuals apart"),
                 on_plan=planned(given.pairs),
+                checkpoint=out,
             )
     scores, compared = scored.frame(), scored.compare()
     mean, low, high = scored.ate
@@ -147,6 +150,7 @@ def test(
             "hypotheses": records(scores),
             "comparison": records(compared),
             "apart": records(moved.frame()) if moved else [],
+            "stretch": moved.about["stretch"] if moved else None,
             "about": about,
         }
     )
@@ -159,6 +163,8 @@ def test(
     if moved is not None:
         groups = ", ".join(moved.about["groups"])
         say(f"\nA counterfactual of its own for each of: {groups}\n{moved.about['pairs']}\n{_moved(moved.frame())}")
+        if moved.warning:
+            say(f"Careful: {moved.warning}.")
     say_report(page)
 
 

@@ -22,7 +22,7 @@ from crosspatch.cli.inputs import (
 from crosspatch.cli.paths_inputs import Asked, pairs_of
 from crosspatch.cli.paths_options import Apart, Distance, Folder, Mlps, Norms, NormScale
 from crosspatch.cli.paths_out import planned, records, say_report, take, write_folder
-from crosspatch.cli.sweeping import Force, Overwrite
+from crosspatch.cli.sweeping import Force, Overwrite, Resume
 from crosspatch.report.svg import interval, percent, signed
 
 
@@ -50,6 +50,7 @@ def mediate(
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     budget_mib: Budget = None,
     dtype: Dtype = None,
@@ -60,7 +61,7 @@ def mediate(
     debug: Debug = False,
 ) -> None:
     """Split one part's effect: total, straight to the logits, and through which parts the rest goes first."""
-    take(out, overwrite)
+    take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, "clean", None, 0, force))
     from crosspatch.paths.mediate import mediation
@@ -78,6 +79,7 @@ def mediate(
             budget_mib=budget_mib,
             progress=shown.of("mediators"),
             on_plan=planned(given.pairs),
+            checkpoint=out,
         )
     split, about, page = found.frame(), found.mediators.about, None
     passing = found.mediators.frame()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crosspatch.cli.console import note, say
+from crosspatch.cli.console import mode, note, say
 from crosspatch.cli.folders import MARKER, open_folder
 from crosspatch.errors import ResultError
 
@@ -22,23 +22,29 @@ if TYPE_CHECKING:
 RESULT, GATES = "paths.json", "gates.json"
 
 
-def take(out: Path | None, overwrite: bool) -> None:
+def take(out: Path | None, overwrite: bool, resume: bool | None = None) -> None:
     """Take the folder, if one was given, before anything runs; with --overwrite, without what an earlier run left.
 
+    Args:
+        resume: whether to go on with what is kept there; None for a command that keeps nothing before its end.
+
     Raises:
-        ResultError: it holds something.
+        ResultError: it holds something; --resume without a folder.
     """
     if out is None:
+        if resume:
+            raise ResultError("there is no folder to go on in", where="--resume", fix="give the --out of that run")
         return
     ours = (out / MARKER).is_file()
     try:
-        open_folder(out, resume=False, overwrite=overwrite)
+        open_folder(out, resume=bool(resume), overwrite=overwrite)
     except ResultError as error:
-        if ours:  # these commands have no --resume
+        if ours and resume is None:  # it has no --resume to recommend
             raise ResultError(
                 error.what, where=error.where, fix="--overwrite starts again, or give another --out"
             ) from error
         raise
+    mode.resumable = resume is not None
 
 
 def planned(pairs: Pairs) -> Callable[[Plan], None]:

@@ -37,16 +37,19 @@ from crosspatch.cli.paths_options import (
     Text,
 )
 from crosspatch.cli.paths_out import planned, records, say_report, take, write_folder
-from crosspatch.cli.sweeping import Force, Overwrite
+from crosspatch.cli.sweeping import Force, Overwrite, Resume
 from crosspatch.report.svg import interval, percent, signed
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("sweep", epilog="Example: crosspatch paths sweep --senders 'a*.h*' --receivers a3.h0.q --out out/feed")(
-        sweep
-    )
-    app.command("refine", epilog="Example: crosspatch paths refine --task ioi --max-steps 4 --out out/refined")(refine)
+    again = "After Ctrl-C: the same with --resume."
+    app.command(
+        "sweep", epilog=f"Example: crosspatch paths sweep --senders 'a*.h*' --receivers a3.h0.q --out out/feed. {again}"
+    )(sweep)
+    app.command(
+        "refine", epilog=f"Example: crosspatch paths refine --task ioi --max-steps 4 --out out/refined. {again}"
+    )(refine)
 
 
 def sweep(
@@ -75,6 +78,7 @@ def sweep(
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     budget_mib: Budget = None,
     dtype: Dtype = None,
@@ -85,7 +89,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Patch every sender into one set of receivers: what of its effect goes straight into them and on to the output."""
-    take(out, overwrite)
+    take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, "clean", None, 0, force))
     from crosspatch.paths.sender import path_patch
@@ -104,6 +108,7 @@ def sweep(
             budget_mib=budget_mib,
             progress=shown.of("senders"),
             on_plan=planned(given.pairs),
+            checkpoint=out,
         )
     frame, about, page = swept.frame(), swept.about, None
     into = ", ".join(about["receivers"])
@@ -163,6 +168,7 @@ def refine(
     out: Folder = None,
     seed: Seed = 0,
     force: Force = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     budget_mib: Budget = None,
     dtype: Dtype = None,
@@ -181,7 +187,7 @@ def refine(
         found = read_hypotheses(file)
         chosen, claim = one_hypothesis(found, name, file)
         always, patterns = found.always, patterns_of(claim, chosen)
-    take(out, overwrite)
+    take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
     from crosspatch.paths.refine import refine as run
@@ -206,6 +212,7 @@ def refine(
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("steps"),
+            checkpoint=out,
         )
     page = None
     if out is not None:

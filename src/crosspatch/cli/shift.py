@@ -272,11 +272,12 @@ def _judge(name: str, found: ProbeCircuit) -> Judge:
 
 def _write_cards(out: Path, found: ProbeCircuit, judge: str) -> None:
     from crosspatch.report.feature_cards import Question, cards_page
+    from crosspatch.report.svg import signed
     from crosspatch.results.files import write_atomic, write_json
 
     labels = " or ".join(found.splits.test.label_names)
     notes = {
-        c.name: f"effect on the classifier's logit {c.effect:+.3g}"
+        c.name: f"effect on the classifier's logit {signed(c.effect)}"
         + ("" if (c.place, c.feature) in found.circuit_features else "; not in the circuit, for a control only")
         for c in found.candidates
     }

@@ -15,7 +15,16 @@ from typing import Any, get_args
 import numpy as np
 
 from crosspatch.attribution.setup import Setup
-from crosspatch.discover.clusters import CLUSTER, CLUSTER_FILE, VERSION, Clustering, cluster_folder, read_cluster
+from crosspatch.discover.cards import circuit_cards
+from crosspatch.discover.clusters import (
+    CARDS_FILE,
+    CLUSTER,
+    CLUSTER_FILE,
+    CLUSTER_VERSION,
+    Clustering,
+    cluster_folder,
+    read_cluster,
+)
 from crosspatch.discover.samples import Samples
 from crosspatch.discover.setup import setup_of_samples
 from crosspatch.discover.vectors import dictionary_digests
@@ -35,6 +44,11 @@ from crosspatch.model import Model
 from crosspatch.results.files import write_json
 from crosspatch.results.statistics import bootstrap_mean, resampler
 
+Progress = Callable[[float, float], None]
+FOUND, JUDGED, LINKED = 0.45, 0.75, 0.95
+"""Share of the work on a cluster that is done after its nodes, their evaluation, their edges; cards are the rest."""
+CARDS, CARDS_OF_PLACE = 60, 12
+"""The largest nodes of a circuit, and of every place, have cards: those that a page lists and draws."""
 FEWEST = 4
 """Documents that a cluster needs: two to search on and two to judge on."""
 
@@ -57,7 +71,7 @@ class CircuitSettings:
         seed: of draws, split and intervals.
     """
 
-    nodes: int = 60
+    nodes: int = 200
     edges: int = 60
     method: str = "ig"
     steps: int = 5
@@ -95,7 +109,7 @@ def cluster_circuits(
     *,
     most: int | None = None,
     budget_mib: float | None = None,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Find and judge a circuit for every cluster, and write each to a folder of its own as soon as it is done.
 
@@ -103,10 +117,11 @@ def cluster_circuits(
     tried again.
 
     Args:
-        folder: gets `c00000/cluster.json`, and beside it the circuit as `features.save_circuit` writes it.
+        folder: gets `c00000/cluster.json`, and beside it the circuit as `features.save_circuit` writes it and
+            `cards.json`, what its largest features are active on.
         most: so many of the largest clusters; None: all. Clusters with samples of fewer than `FEWEST` documents have
             no circuit.
-        progress: called with (clusters, of how many).
+        progress: called with (clusters, of how many); while one is looked at, with the share of it that is done.
 
     Returns:
         What is in each `cluster.json`. One with an `error` has no circuit.
@@ -131,13 +146,24 @@ def cluster_circuits(
         if kept is None or kept["key"] != key or "error" in kept:
             if table is None:
                 table = _replacement(model, samples, bases, settings)
-            kept = {"format": CLUSTER, "version": VERSION, "cluster": number, "key": key}
-            kept |= _noted(model, own, bases, table, start, settings, cluster_folder(folder, number), budget_mib)
+            kept = {"format": CLUSTER, "version": CLUSTER_VERSION, "cluster": number, "key": key}
+            at = _steps(progress, done - 1, len(chosen))
+            kept |= _noted(model, own, bases, table, start, settings, cluster_folder(folder, number), budget_mib, at)
             write_json(cluster_folder(folder, number) / CLUSTER_FILE, kept)
         found.append(kept)
         if progress is not None:
             progress(done, len(chosen))
     return found
+
+
+def _steps(progress: Progress | None, before: int, clusters: int) -> Callable[[float], None]:
+    """From the share of one cluster that is done to the progress of all."""
+
+    def at(share: float) -> None:
+        if progress is not None:
+            progress(before + share, clusters)
+
+    return at
 
 
 def _documents(samples: Samples, clustering: Clustering, number: int) -> int:
@@ -167,11 +193,12 @@ def _noted(
     settings: CircuitSettings,
     folder: Path,
     budget_mib: float | None,
+    at: Callable[[float], None],
 ) -> dict[str, Any]:
     """The circuit of one cluster, or why there is none."""
     try:
         setup = setup_of_samples(model, samples)
-        return _circuit(setup, bases, table, start, settings, folder, budget_mib)
+        return _circuit(setup, bases, table, start, settings, folder, budget_mib, at)
     except CrosspatchError as error:
         return {"error": {"type": type(error).__name__, "what": error.what, "where": error.where}}
     except (RuntimeError, ValueError, ArithmeticError) as error:  # out of memory, a metric that is not finite
@@ -186,10 +213,15 @@ def _circuit(
     settings: CircuitSettings,
     folder: Path,
     budget_mib: float | None,
+    at: Callable[[float], None],
 ) -> dict[str, Any]:
     search, _ = setup.split(settings.held_out, settings.seed)
     how: dict[str, Any] = {"method": settings.method, "steps": settings.steps, "budget_mib": budget_mib}
-    effects = feature_effects(search, bases, table, **how)
+
+    def between(low: float, high: float) -> Progress:
+        return lambda done, total: at(low + (high - low) * done / max(total, 1))
+
+    effects = feature_effects(search, bases, table, **how, progress=between(0, FOUND))
     nodes = effects.top(settings.nodes, start_block=start)
     if not len(nodes):
         raise CircuitError("no node has an effect", where="cluster")
@@ -205,15 +237,23 @@ def _circuit(
         held_out=settings.held_out,
         seed=settings.seed,
         budget_mib=budget_mib,
+        progress=between(FOUND, JUDGED),
     )
-    edges = feature_edges(search, bases, nodes, table, **how) if settings.edges else None
+    linked = between(JUDGED, LINKED)
+    edges = feature_edges(search, bases, nodes, table, **how, progress=linked) if settings.edges else None
     save_circuit(folder, nodes, edges)
+    listed = _nodes(effects, nodes, settings.seed)
+    largest = {one["node"] for one in listed[:CARDS]}
+    for place in nodes.keep:
+        largest |= set([one["node"] for one in listed if one["place"] == place][:CARDS_OF_PLACE])
+    cards = circuit_cards(setup.model, bases, (node for node in nodes if str(node) in largest), setup.clean)
+    write_json(folder / CARDS_FILE, {"cards": cards})
     return {
         "samples": len(setup),
         "searched": len(search),
         "judged": len(judged.pairs),
-        "nodes": _nodes(effects, nodes, settings.seed),
-        "edges": [] if edges is None else _edges(edges, settings.edges),
+        "nodes": listed,
+        "edges": [] if edges is None else _edges(edges, settings.edges, settings.seed),
         "evaluation": _evaluation(judged),
     }
 
@@ -238,11 +278,22 @@ def _nodes(effects: FeatureEffects, nodes: NodeSet, seed: int) -> list[dict[str,
     return sorted(rows, key=lambda row: -abs(row["effect"]))
 
 
-def _edges(edges: FeatureEdges, most: int) -> list[dict[str, Any]]:
+def _edges(edges: FeatureEdges, most: int, seed: int) -> list[dict[str, Any]]:
+    """The strongest edges with their mean effects, the largest first, and intervals over documents."""
     mean = edges.values.mean(0)
     names = [str(node) for node in edges.nodes] + ["logits"]
     order = [i for i in np.argsort(-np.abs(mean), kind="stable")[:most] if mean[i]]
-    return [{"from": names[edges.up[i]], "to": names[edges.down[i]], "effect": float(mean[i])} for i in order]
+    ends = bootstrap_mean(edges.values[:, order].T, resampler(len(edges.values), edges.clusters, draws=500, seed=seed))
+    return [
+        {
+            "from": names[edges.up[i]],
+            "to": names[edges.down[i]],
+            "effect": float(mean[i]),
+            "low": _plain(ends.low[row]),
+            "high": _plain(ends.high[row]),
+        }
+        for row, i in enumerate(order)
+    ]
 
 
 def _evaluation(judged: FeatureEvaluation) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from jaxtyping import Int
 from crosspatch.errors import CrosspatchError, ResultError
 from crosspatch.results.files import REPAIR, read_json, write_json
 
-CLUSTERING, CLUSTER, VERSION = "crosspatch-clustering", "crosspatch-cluster", 1
-CLUSTERS_FILE, CLUSTER_FILE = "clusters.json", "cluster.json"
+CLUSTERING, VERSION = "crosspatch-clustering", 1
+CLUSTER, CLUSTER_VERSION = "crosspatch-cluster", 2
+CLUSTERS_FILE, CLUSTER_FILE, CARDS_FILE = "clusters.json", "cluster.json", "cards.json"
 Labels = Int[np.ndarray, " sample"]
 
 
@@ -96,7 +97,7 @@ def read_cluster(folder: Path) -> dict[str, Any] | None:
         data = read_json(folder / CLUSTER_FILE)
     except CrosspatchError:
         return None
-    whole = data.get("format") == CLUSTER and data.get("version") == VERSION
+    whole = data.get("format") == CLUSTER and data.get("version") == CLUSTER_VERSION
     complete = {"cluster", "key"} <= set(data) and ("error" in data or {"nodes", "edges", "evaluation"} <= set(data))
     return data if whole and complete and isinstance(data["cluster"], int) else None
 

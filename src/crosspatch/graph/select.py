@@ -9,7 +9,9 @@ from crosspatch.errors import AddressError
 from crosspatch.graph.names import ALL, Address, Site, parse_position, parse_site, validate
 from crosspatch.graph.shape import ModelShape
 
-_RANGE = re.compile(r"(-?[0-9]+)-(-?[0-9]+)")
+_RANGE = re.compile(r"(-?[0-9]{1,9})-(-?[0-9]{1,9})")
+_LONGEST = 10_000
+"""Numbers that a range may hold: patterns come from files, and each number is written out."""
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -59,6 +61,8 @@ def _choices(inside: str) -> list[str]:
             low, high = int(bounds[1]), int(bounds[2])
             if high < low:
                 raise AddressError(f"the range [{item.strip()}] runs backwards", fix=f"write [{high}-{low}]")
+            if high - low >= _LONGEST:
+                raise AddressError(f"the range [{item.strip()}] is too long", fix="write * for all")
             listed += [str(n) for n in range(low, high + 1)]
         elif item.strip():
             listed.append(item.strip())

@@ -8,7 +8,7 @@ heads together, as in OLMo 2; a quantised or adapted layer), the whole projectio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -29,6 +29,15 @@ def linear_weight(module: nn.Module) -> Tensor | None:
     if type(module) is nn.Linear and plain:
         return module.weight
     return module.weight.T if type(module) is Conv1D and plain else None
+
+
+def run_of(numbers: Sequence[int]) -> slice | list[int]:
+    """Numbers as a slice, which copies nothing, if they follow one another at equal steps."""
+    first = numbers[0]
+    step = numbers[1] - first if len(numbers) > 1 else 1
+    if step < 1 or list(numbers) != list(range(first, first + len(numbers) * step, step)):
+        return list(numbers)
+    return slice(first, numbers[-1] + 1, step)
 
 
 def head_write(
@@ -53,6 +62,22 @@ def head_write(
     padded[..., head * d_head : (head + 1) * d_head] = z
     found = o_proj(padded) - o_proj(torch.zeros_like(padded[..., :1, :]))
     return found if out is None else out.copy_(found.flatten(0, -2))
+
+
+def head_writes(
+    model: Model,
+    layer: int,
+    heads: Sequence[int],
+    z: Float[Tensor, "head token d_head"],
+    out: Float[Tensor, "head token d_model"],
+) -> None:
+    """What some different heads of a layer add to its block's output projection, without the bias."""
+    weight = linear_weight(model.anatomy.blocks[layer].o_proj)
+    if weight is not None:
+        torch.bmm(z, weight.T.unflatten(0, (-1, model.shape.d_head))[run_of(heads)], out=out)
+        return
+    for head, one, place in zip(heads, z, out, strict=True):
+        head_write(model, layer, head, one, place)
 
 
 Slot = tuple[str, int]  # ("q", head), ("k", key/value head), ("v", key/value head)
@@ -152,11 +177,22 @@ def answering(inputs: dict[str, nn.Module], outputs: dict[str, Tensor]) -> Itera
             vars(module).pop("forward", None)
 
 
-def project_slot(rows: Rows, slot: Slot, h: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_head"]:
-    """The projection of normed streams to one head's q, k or v, before rotary embedding and q/k norms."""
-    name, start = rows.of[slot]
-    module = rows.projections[name]
+def project_slots(
+    rows: Rows, slots: Sequence[Slot], h: Float[Tensor, "slot token d_model"]
+) -> Float[Tensor, "slot token d_head"]:
+    """Projections of normed streams, each to one head's q, k or v, before rotary embedding and q/k norms.
+
+    Args:
+        slots: of one projection.
+        h: what each of them reads.
+    """
+    module = rows.projections[rows.of[slots[0]][0]]
     weight, bias = linear_weight(module), module.bias
     assert weight is not None
-    stop = start + rows.d_head
-    return F.linear(h, weight[start:stop], None if bias is None else bias[start:stop])  # type: ignore[index]
+    heads = run_of([rows.of[slot][1] // rows.d_head for slot in slots])
+    cut = weight.unflatten(0, (-1, rows.d_head))[heads]
+    offset = None if bias is None else bias.unflatten(0, (-1, rows.d_head))[heads]  # type: ignore[operator]
+    if len(slots) == 1:
+        return F.linear(h, cut[0], None if offset is None else offset[0])
+    factor = cut.transpose(1, 2)
+    return torch.bmm(h, factor) if offset is None else torch.baddbmm(offset[:, None], h, factor)

@@ -6,13 +6,17 @@ attribution). Positive: Q was lowering the loss on x_r; negative: Q was hurting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from crosspatch.errors import PathError
 from crosspatch.model import Model
+from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.measure import measure
@@ -33,6 +37,7 @@ class Attribution:
         draws: `[counterfactual, read]`.
         tokens: the reference prompt, where a tokenizer is there.
         unit: of the effect.
+        about: quantity, pairs, paths, seed, cost: what makes these numbers reproducible.
     """
 
     positions: tuple[int, ...]
@@ -43,6 +48,28 @@ class Attribution:
     draws: Float[np.ndarray, "counterfactual read"]
     tokens: list[str]
     unit: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per read: position, the token there, change of the quantity with interval, and the model's own."""
+        return pd.DataFrame(
+            {
+                "position": self.positions,
+                "token": [self.tokens[at] for at in self.positions],
+                "effect": self.effect,
+                "low": self.low,
+                "high": self.high,
+                "reference": self.reference,
+            }
+        )
+
+    def __str__(self) -> str:
+        a = self.about
+        head = (
+            f"{a['quantity']} in {self.unit}, change when {a['patched']} see another prompt; {len(self.draws)} "
+            f"counterfactuals ({a['pairs']}); {a['method']}"
+        )
+        return f"{head}\n{self.frame().to_string(index=False, float_format=lambda x: f'{x:.4g}')}"
 
 
 def attribute(
@@ -56,6 +83,7 @@ def attribute(
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Attribution:
     """Move `patched` to the counterfactual and see what happens to the loss at every token.
 
@@ -64,7 +92,8 @@ def attribute(
         pairs: one reference, many counterfactuals (`fixed_reference`).
         dissimilarity: whose signed quantity is followed.
         always: paths that stay on the reference.
-        norms: see `evaluate`.
+        seed: of the bootstrap over counterfactuals.
+        norms, budget_mib, progress, on_plan: see `evaluate`.
 
     Raises:
         PathError: more than one reference, or a set that does not fit.
@@ -77,13 +106,26 @@ def attribute(
         )
     chosen = resolve(dissimilarity)
     keep = ~patched if always is None else ~patched | always
-    found = measure(model, [keep], pairs, chosen, norms=norms, budget_mib=budget_mib, progress=progress)
+    found = measure(
+        model, [keep], pairs, chosen, norms=norms, budget_mib=budget_mib, progress=progress, on_plan=on_plan
+    )
     reference = found.reference_reads[0]
     draws = np.stack(found.signed_reads[0]) - reference
     sampler = statistics.resampler(len(draws), pairs.clusters, seed=seed)
     interval = statistics.bootstrap_mean(draws.T, sampler)
     ids = pairs.reference[0]
     names = [model.tokenizer.decode([i]) for i in ids] if model.tokenizer is not None else [str(i) for i in ids]
-    return Attribution(
-        pairs.read[0], draws.mean(axis=0), interval.low, interval.high, reference, draws, names, chosen.unit
-    )
+    about = {
+        "quantity": chosen.quantity,
+        "patched": str(patched),
+        "always": None if always is None else always.to_json(),
+        "pairs": pairs.provenance,
+        "pairs_hash": pairs.hash,
+        "method": found.plan.describe(),
+        "node_evaluations": found.plan.node_evaluations,
+        "model": model.name,
+        "norms": norms,
+        "seed": seed,
+    }
+    effect, unit = draws.mean(axis=0), chosen.unit_of_signed
+    return Attribution(pairs.read[0], effect, interval.low, interval.high, reference, draws, names, unit, about)

@@ -8,6 +8,7 @@ windows): an `atom` says which of them hold.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,12 +223,12 @@ class Automaton:
     def _edges(self, paths: EdgePaths) -> int:
         if paths not in self._senders_of:
             names = {str(site): i for site, i in self.index.items()}
-            into: dict[str, set[str]] = {}
+            into: dict[str, list[str]] = defaultdict(list)
             for sender, receiver in paths.edges:
-                into.setdefault(receiver, set()).add(sender)
+                into[receiver].append(sender)
             senders: dict[State, set[int]] = {}
             for receiver, found in sorted(into.items()):
-                unknown = found - names.keys()
+                unknown = [sender for sender in found if sender not in names]
                 if unknown:
                     raise _no_end(min(unknown), min(unknown), receiver, self.words.shape)
                 numbers = {names[sender] for sender in found}

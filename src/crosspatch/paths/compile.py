@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int
@@ -39,6 +40,11 @@ class Stream:
 
     level: int
     classes: Int[np.ndarray, "node atom"]
+
+    @cached_property
+    def copies(self) -> frozenset[int]:
+        """The classes that occur."""
+        return frozenset(self.classes.ravel().tolist())
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class _Compiler:
 
         def stream(level: int, reader: State) -> int:
             found = np.full((level, 1), outside)
-            chosen = list(senders.get(reader, ()))
+            chosen = np.fromiter(senders.get(reader, ()), dtype=np.int64)
             found[chosen] = of[chosen]
             return self._stream_number(level, found)
 
@@ -257,7 +263,7 @@ def _pruned(plan: Plan) -> Plan:
         if stream < 0 or stream in streams:
             continue
         streams[stream] = 0
-        for number in {one for one in np.unique(plan.streams[stream].classes).tolist() if one >= 0} - {*variants}:
+        for number in {one for one in plan.streams[stream].copies if one >= 0} - {*variants}:
             variants[number] = 0
             waiting += reads(plan.variants[number])
     for kept in (streams, variants):

@@ -10,24 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from crosspatch.errors import PathError
+from crosspatch.errors import MetricError, PathError
 from crosspatch.model import Model
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.inspect import require_some
-from crosspatch.paths.measure import Mask, measure
-from crosspatch.paths.norms import Norms
-from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.kept import kept_in, measure_kept
+from crosspatch.paths.measure import Mask
+from crosspatch.paths.norms import LARGE, Norms, Stretch, stretch_of
+from crosspatch.paths.pairs import Pairs, pairs_of
 from crosspatch.paths.pathset import Decohered, PathSet, nothing
-from crosspatch.paths.scores import about_claims
+from crosspatch.paths.printed import estimate
+from crosspatch.paths.scores import about_claims, require_named
 from crosspatch.results import statistics
+from crosspatch.tasks.pairs import Task
 
 
 @dataclass
@@ -39,7 +43,8 @@ class Decohering:
         shared, apart: per pair, dissimilarity to the reference run (AUE) under the two.
         total, total_apart: the same of the null hypothesis.
         clusters: what intervals resample.
-        about: groups, pairs, dissimilarity, null, seed, cost.
+        about: groups, pairs, dissimilarity, null, seed, cost; with frozen norms also `stretch`, where they leave an
+            input largest beside recomputed ones (of the pairs that this run measured, not of those from a checkpoint).
     """
 
     names: list[str]
@@ -72,25 +77,45 @@ class Decohering:
 
     def __str__(self) -> str:
         a = self.about
+        totals = np.stack([self.total, self.total_apart])
+        sampler = statistics.resampler(len(self.total), self.clusters, seed=a.get("seed", 0))
+        between = statistics.bootstrap_mean(totals, sampler)
+        ates = list(zip(statistics.means(totals), between.low, between.high, strict=True))
         lines = [
             f"{a['dissimilarity']} in {a['unit']} on {len(self.total)} pairs ({a['pairs']}); a counterfactual of its "
             f"own for each of {', '.join(a['groups'])}; {a['method']}",
-            f"null: {a['null']}; ATE {np.nanmean(self.total):.4g} shared, {np.nanmean(self.total_apart):.4g} apart",
+            f"null: {a['null']}; ATE {estimate(*ates[0], '.4g')} shared, {estimate(*ates[1], '.4g')} apart",
         ]
         for row in self.frame().to_dict("records"):
-            lines.append(
-                f"  {row['hypothesis']}: explained {row['explained_shared']:.1%} shared, {row['explained_apart']:.1%} "
-                f"apart; AUE changes by {row['aue_change']:.4g} [{row['aue_change_low']:.4g}, "
-                f"{row['aue_change_high']:.4g}]"
+            shared, apart, change = (
+                estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], form)
+                for name, form in (("explained_shared", ".1%"), ("explained_apart", ".1%"), ("aue_change", ".4g"))
             )
-        return "\n".join(lines)
+            lines.append(f"  {row['hypothesis']}: explained {shared} shared, {apart} apart; AUE changes by {change}")
+        return "\n".join([*lines, *([self.warning] if self.warning else [])])
+
+    @property
+    def warning(self) -> str:
+        """What frozen norms did to the numbers, where they let a mixed input grow; else empty."""
+        return _warning(self.about.get("stretch") or {})
+
+
+def _warning(stretch: Mapping[str, Any]) -> str:
+    if not stretch.get("large"):
+        return ""
+    much = "overflows" if stretch["ratio"] is None else f"is {stretch['ratio']:.3g} times as large as recomputed"
+    pair = "" if stretch.get("pair") is None else f" in pair {stretch['pair']}"
+    return (
+        f"frozen norms are out of their range: {stretch['reader']} {much} at position {stretch['position']}{pair} "
+        f"(more than {LARGE:g}); compare with norms='recomputed'"
+    )
 
 
 def decohere(
     model: Model,
     hypotheses: Mapping[str, PathSet],
     groups: Mapping[str, PathSet],
-    pairs: Pairs,
+    pairs: Pairs | Task,
     *,
     dissimilarity: str | Dissimilarity = "kl",
     always: PathSet | None = None,
@@ -100,6 +125,7 @@ def decohere(
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Decohering:
     """Score hypotheses with one counterfactual for all other paths, and with one of its own for each group of these.
 
@@ -114,15 +140,19 @@ def decohere(
             (`Pairs.with_others`), and must be there if a mask is.
         dissimilarity, always, mask, seed: see `test_paths`.
         norms, budget_mib, progress, on_plan: see `evaluate`.
+        checkpoint: a folder that keeps finished pairs, see `path_patch`. With frozen norms it keeps nothing: how far
+            their scales are from recomputed ones is seen only where all pairs are measured in one go.
 
     Raises:
         PathError: a set that does not fit the model or has no path; no hypotheses or no groups.
         TaskError: no pair has others of its length to draw from.
         MetricError: a signed dissimilarity.
+        ResultError: the checkpoint is of another control (names what differs), or was damaged.
     """
-    if not hypotheses or not groups:
-        what = "hypothesis" if not hypotheses else "group"
-        raise PathError(f"no {what} was given", where="decohere", fix="give {'name': paths('...')}")
+    require_named(hypotheses, "decohere")
+    if not groups:
+        raise PathError("no group was given", where="decohere", fix="give {'name': paths('...')}")
+    pairs = pairs_of(pairs, model.tokenizer)
     chosen = resolve(dissimilarity)
     kept = always if always is not None else nothing()
     for one in (*hypotheses.values(), *groups.values(), kept):
@@ -135,17 +165,30 @@ def decohere(
     claims = [kept, *(claim | kept if always is not None else claim for claim in hypotheses.values())]
     sets: list[PathSet | Decohered] = [*claims]
     sets += [Decohered(claim, tuple(groups.values())) for claim in claims]
-    found = measure(
-        model,
-        sets,
-        pairs,
-        chosen,
-        mask=mask,
-        norms=norms,
-        budget_mib=budget_mib,
-        progress=progress,
-        on_plan=on_plan,
-    )
+    asked = {
+        "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
+        "groups": {name: group.to_json() for name, group in groups.items()},
+        "always": kept.to_json(),
+    }
+    folder = None if norms == "frozen" else checkpoint
+    with stretch_of() as stretch:
+        try:
+            found = measure_kept(
+                kept_in(folder, "decohering", model, pairs, chosen, norms, **asked, seed=seed),
+                model,
+                sets,
+                pairs,
+                chosen,
+                mask=mask,
+                norms=norms,
+                budget_mib=budget_mib,
+                progress=progress,
+                on_plan=on_plan,
+            )
+        except MetricError as error:
+            if said := _warning(_located(stretch, pairs)):
+                raise MetricError(f"{error.what}: {said}", where=error.where, fix="norms='recomputed'") from error
+            raise
     n = len(claims)
     return Decohering(
         list(hypotheses),
@@ -158,5 +201,13 @@ def decohere(
             "null": "all paths on counterfactuals" if always is None else f"all but {always} on counterfactuals",
             "groups": {name: group.to_json() for name, group in groups.items()},
             **about_claims(model, hypotheses, always, pairs, chosen, found.plan, norms, seed),
+            "stretch": _located(stretch, pairs) if norms == "frozen" else None,
         },
     )
+
+
+def _located(stretch: Stretch, pairs: Pairs) -> dict[str, Any]:
+    """With the number of the pair."""
+    sides = [pairs.reference, pairs.counterfactual, *pairs.others][: len(stretch.tokens)]
+    rows = enumerate(zip(*sides, strict=True)) if sides else ()
+    return stretch.to_json() | {"pair": next((i for i, row in rows if row == stretch.tokens), None)}

@@ -42,10 +42,12 @@ class Dissimilarity:
         name: as results call it.
         compare: (reference logits, patched logits, reads) -> one number per read, in float64.
         signed: the quantity whose change `attribute` and `difference_of_means` show; a loss, so that larger is worse.
-        unit: of both.
+        unit: of `compare`, and of `signed` unless `signed_unit` says otherwise.
         answers_only: whether logits of the pairs' answers are all that it looks at, so that no others are computed.
         signed_needs_targets: whether only `signed` needs to know which token comes next, so that pairs without
             targets have a dissimilarity and no signed quantity.
+        quantity: what `signed` is, in words.
+        signed_unit: of `signed`, where it differs.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Dissimilarity:
     unit: str
     answers_only: bool = False
     signed_needs_targets: bool = False
+    quantity: str = "loss"
+    signed_unit: str | None = None
+
+    @property
+    def unit_of_signed(self) -> str:
+        return self.unit if self.signed_unit is None else self.signed_unit
 
     def signed_or_nan(self, logits: Logits, reads: Reads) -> Float[Tensor, " read"]:
         """`signed`, or NaN where the reads lack what only it needs."""
@@ -101,13 +109,16 @@ DISSIMILARITIES = {
     for d in (
         Dissimilarity("kl", _kl, loss, "nats", signed_needs_targets=True),
         Dissimilarity("abs_loss", lambda r, p, x: (loss(r, x) - loss(p, x)).abs(), loss, "nats"),
-        Dissimilarity("sq_loss", lambda r, p, x: (loss(r, x) - loss(p, x)) ** 2, loss, "nats squared"),
+        Dissimilarity(
+            "sq_loss", lambda r, p, x: (loss(r, x) - loss(p, x)) ** 2, loss, "nats squared", signed_unit="nats"
+        ),
         Dissimilarity(
             "abs_logit_diff",
             lambda r, p, x: (logit_diff_loss(r, x) - logit_diff_loss(p, x)).abs(),
             logit_diff_loss,
             "logits",
             answers_only=True,
+            quantity="logit difference, wrong less right",
         ),
     )
 }

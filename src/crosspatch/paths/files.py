@@ -21,6 +21,8 @@ from crosspatch.paths.pathset import PathSet, paths
 
 ALWAYS = "always"
 LARGEST = 2**20
+DEEPEST = 100
+"""Changes between adding, removing and intersecting in one hypothesis: each nests the set once more."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ def parse_hypotheses(text: str, where: str = "hypotheses") -> Hypotheses:
     """
     found: dict[str, PathSet | None] = {}
     name: str | None = None
-    for number, raw in enumerate(text.splitlines(), 1):
+    last, turns = "+", 0
+    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):  # not at other separators of Unicode
         line = re.sub(r"(^|\s)#.*", "", raw).strip()
         here = f"{where}, line {number}"
         if not line:
             continue
         if line.startswith("["):
-            if not re.fullmatch(r"\[[^\[\]]+\]", line):
+            if not re.fullmatch(r"\[[^\[\]]*[^\[\]\s][^\[\]]*\]", line):
                 raise PathError(f"{line!r} is no name", where=here, fix="write [name]")
             name = line[1:-1].strip()
             if name in found:
                 raise PathError(f"[{name}] is there twice", where=here, fix="give every hypothesis its own name")
-            found[name] = None
+            found[name], last, turns = None, "+", 0
             continue
         if name is None:
             raise PathError("a path before any name", where=here, fix="write [name] on a line of its own above it")
@@ -59,6 +62,10 @@ def parse_hypotheses(text: str, where: str = "hypotheses") -> Hypotheses:
             part = paths(line[1:] if line[0] in "-&+" else line)
         except PathError as error:
             raise PathError(error.what, where=here, fix=error.fix) from error
+        turns, last = turns + (sign != last), sign
+        if turns > DEEPEST:
+            fix = "put lines of one sign together, or the claim into several hypotheses"
+            raise PathError(f"[{name}] changes more than {DEEPEST} times between +, - and &", where=here, fix=fix)
         before = found[name]
         if before is None:
             if sign != "+":

@@ -20,7 +20,8 @@ from crosspatch.paths.automaton import COUNTER, REFERENCE
 from crosspatch.paths.compile import HeadVariant, MlpVariant
 from crosspatch.paths.norms import Frozen
 from crosspatch.paths.places import first_difference, offset_masks
-from crosspatch.paths.readers import Projected, Readers, base_of
+from crosspatch.paths.projected import Projected, project
+from crosspatch.paths.readers import Readers
 from crosspatch.paths.stacks import Stacks
 from crosspatch.paths.sums import Sums
 
@@ -136,13 +137,22 @@ class Forward:
         self.sums.forget(level)
         todo = [number for number in self.at_level[level] if number not in self.streams]
         rows = [n for n in todo if self.readers.row_by_row(level)]
+        mlp = level + self.shape.n_heads
+        ahead = [n for n in self.at_level[mlp] if self._sequential(level) and self.readers.row_by_row(mlp)]
         for base, tail in product(self.runs, (False, True)):
-            some = [n for n in rows if base_of(self.plan.streams[n]) == base and self._tail(n) == tail]
+            some, then = (
+                [n for n in numbers if self.readers.bases[n] == base and self._tail(n) == tail]
+                for numbers in (rows, ahead)
+            )
             if len(some) > 1 or (some and self.readers.dense(base, tail)):
-                self.streams.put(some, self.sums.of(some, level, base, tail))
+                self.streams.put(some, self.sums.of(some, level, base, tail, then))
         for number in todo:
             if number not in self.streams:
                 self.streams.put([number], self._stream(number, self._tail(number))[None])
+
+    def _sequential(self, level: int) -> bool:
+        """Whether a level is that of a block's heads, whose MLP reads more than they do."""
+        return self.shape.has_mlp and not self.shape.parallel and (level - 1) % self.per_layer == 0
 
     def _tail(self, number: int) -> bool:
         return number not in self.readers.wide
@@ -162,7 +172,7 @@ class Forward:
     def _stream(self, number: int, tail: bool) -> Value:
         """The nearer plain run's stream, and what differs from it: block by block of attention, MLP by MLP."""
         stream = self.plan.streams[number]
-        classes, base = stream.classes, base_of(stream)
+        classes, base = stream.classes, self.readers.bases[number]
         parent, below = self._parent(number, tail)
         x = self.plain_stream(base, stream.level, tail)
         if parent is not None:
@@ -269,7 +279,7 @@ class Forward:
 
     def _attention(self, layer: int, heads: list[tuple[int, HeadVariant]]) -> None:
         """All copies of the heads of one layer."""
-        qkv = self.readers.project(self, layer, [variant for _, variant in heads])
+        qkv = project(self, layer, [variant for _, variant in heads])
         rule = self.model.attention_rule(layer)
         for tail in (False, True):
             chosen = [item for item in heads if (item[0] not in self.readers.wide_copies) == tail]

@@ -173,7 +173,7 @@ def explain(paths_: PathSet, shape: ModelShape, pairs: Pairs | None = None, exam
             lines.append(f"{title} {', '.join(_names(chosen, inputs, walk.words))}.")
     if pairs is not None:
         for title, where in (("They start at", walk.sources()), ("They are read at", walk.sinks())):
-            lines.append(f"{title} token{'s' if len(where) > 1 else ''} {', '.join(map(str, where))}.")
+            lines.append(f"{title} token{'s' if len(where) > 1 else ''} {_runs(where)}.")
     return "\n".join(lines)
 
 
@@ -196,6 +196,8 @@ def _prompt(words: Vocabulary, pairs: Pairs | None, example: int) -> _Prompt:
                 fix="give pairs=, and example= for another than the first",
             )
         return _Prompt([Place()], [frozenset()], (0,))
+    if not 0 <= example < len(pairs):
+        raise PathError(f"there is no example {example}", where="path set", fix=f"use 0 to {len(pairs) - 1}")
     ids = pairs.reference[example]
     at = {position: resolve(position, pairs, example) for position in words.positions}
     places = [Place(frozenset(name for name, where in at.items() if i in where)) for i in range(len(ids))]
@@ -409,11 +411,15 @@ def _part(heads: list[int], n_heads: int) -> str:
 
 def _range(numbers: list[int]) -> str:
     """`3`, `[3-5]` or `[1,4,6-9]`, as patterns write it."""
+    return f"[{_runs(numbers)}]" if len(numbers) > 1 else str(numbers[0])
+
+
+def _runs(numbers: list[int]) -> str:
+    """`3`, `3-5` or `1,4,6-9`."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and runs[-1][-1] == n - 1:
             runs[-1].append(n)
         else:
             runs.append([n])
-    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
-    return f"[{','.join(parts)}]" if len(numbers) > 1 else parts[0]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

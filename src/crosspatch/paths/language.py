@@ -29,7 +29,9 @@ Channel = Literal["q", "k", "v"]
 CHANNELS: tuple[Channel, ...] = ("q", "k", "v")
 ARROWS: dict[Link, str] = {"direct": "->", "mlps": "~>", "any": "-> ** ->"}
 
-_WINDOW = re.compile(r"\[\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*\]$")
+_WINDOW = re.compile(r"\[\s*(-?[0-9]{1,9})\s*\.\.\s*(-?[0-9]{1,9})\s*\]$")
+_NEARLY_WINDOW = re.compile(r"\[(?:[^\]]*\.\.|\s*[-+\N{MINUS SIGN}])")
+_WRITE_WINDOW = "write [-2..0] for the token itself and the two before it"
 _CHANNEL = re.compile(r"\.(?:([qkv])|\[([qkv](?:\s*,\s*[qkv])*)\])$")
 _TOKEN = re.compile(r"\s*(->|~>|[^\s~>-](?:[^~>-]|-(?!>)|~(?!>))*)")
 _GRAMMAR = "write for example: input -> a0.* -> a1.h5.k -> logits"
@@ -166,8 +168,9 @@ def _step(text: str, token: str, start: int) -> Step:
     if found := _WINDOW.search(rest):
         window, rest = (int(found[1]), int(found[2])), rest[: found.start()]
         if window[0] > window[1]:
-            fix = "write [-2..0] for the token itself and the two before it"
-            raise refuse(text, start, end, "a window runs from further back to further on", fix)
+            raise refuse(text, start, end, "a window runs from further back to further on", _WRITE_WINDOW)
+    if _NEARLY_WINDOW.search(rest):
+        raise refuse(text, start, end, "a window is two whole numbers and stands at the end", _WRITE_WINDOW)
     rest, sign, position = rest.partition("@")
     at: int | str | None = None
     if sign:
@@ -248,8 +251,8 @@ def _matching(step: Step, text: str, shape: ModelShape) -> tuple[Site, ...]:
     if (step.channels or step.window) and all(site.kind != "z" for site in found):
         raise refuse(text, step.start, step.end, "an MLP has no q, k, v and no window", f"write {step.name}")
     if step.window and step.window[1] > 0 and shape.causal:
-        fix = "write [-2..0] for the token itself and the two before it"
-        raise refuse(text, step.start, step.end, "a window runs to at most 0: no token sees later ones here", fix)
+        what = "a window runs to at most 0: no token sees later ones here"
+        raise refuse(text, step.start, step.end, what, _WRITE_WINDOW)
     if step.channels or step.window:
         found = [site for site in found if site.kind == "z"]
     return tuple(found)
@@ -263,22 +266,29 @@ def _is_head(piece: str, head: int, shape: ModelShape) -> bool:
 
 
 def require_possible(route: Route, shape: ModelShape) -> None:
-    """Refuse a pattern with a hop that nothing can reach from the hops before it.
+    """Refuse a pattern with a hop, or an alternative in braces, that no path of the model passes.
+
+    A step that stands for several nodes may hold some that nothing reaches.
 
     Raises:
-        PathError: points at the hop.
+        PathError: points at the step.
     """
-    found = [[site for step in hop.steps for site in matching(step, route.text, shape)] for hop in route.hops]
-    before = found[0]
-    for after, hop in zip(found[1:], route.hops[1:], strict=True):
-        reached = [v for v in after if any(comes_before(u, v, shape) for u in before)]
-        if not reached:
-            first, last = hop.steps[0].start, hop.steps[-1].end
-            raise refuse(
-                route.text,
-                first,
-                last,
-                f"{before[0]} cannot feed {after[0]}: it does not come before it",
-                "a sender comes before its receiver; heads of one layer do not feed each other",
-            )
-        before = reached
+    found = [[matching(step, route.text, shape) for step in hop.steps] for hop in route.hops]
+    before = found[0][0]
+    for i, hop in enumerate(route.hops[1:], 1):
+        reached = [[v for v in sites if any(comes_before(u, v, shape) for u in before)] for sites in found[i]]
+        if not any(reached):
+            raise _unreached(route, hop.steps[0].start, hop.steps[-1].end, before[0], found[i][0][0])
+        for step, sites, left in zip(hop.steps, found[i], reached, strict=True):
+            if not left:
+                raise _unreached(route, step.start, step.end, before[0], sites[0])
+        for step, sites in zip(route.hops[i - 1].steps, found[i - 1], strict=True):
+            if not any(comes_before(u, v, shape) for u in sites for some in reached for v in some):
+                raise _unreached(route, step.start, step.end, sites[0], next(v for some in reached for v in some))
+        before = [v for some in reached for v in some]
+
+
+def _unreached(route: Route, start: int, end: int, sender: Site, receiver: Site) -> PathError:
+    what = f"{sender} cannot feed {receiver}: it does not come before it"
+    fix = "a sender comes before its receiver; heads of one layer do not feed each other"
+    return refuse(route.text, start, end, what, fix)

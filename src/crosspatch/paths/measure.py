@@ -23,16 +23,19 @@ Mask = Sequence[Sequence[bool]]
 """For every pair and read, whether it counts."""
 
 
+OnPairs = Callable[[list[int], Float[np.ndarray, "run pair"], Float[np.ndarray, "run pair"]], None]
+"""Receives pairs, their dissimilarities and their signed quantities; runs are all sets, then the counterfactual run and
+the reference run."""
+
+
 @dataclass(frozen=True)
-class Measured:
+class PairNumbers:
     """Numbers of path sets on pairs, averaged over the reads of a pair that count (NaN where none does).
 
     Attributes:
         apart: dissimilarity to the reference run.
         signed: the signed quantity under each set.
         counter_apart, counter_signed, reference_signed: the same of the plain runs.
-        signed_reads: the signed quantity at every read of every pair, `[set][pair]`; the reference's is in
-            `reference_reads`.
         plan: what was computed.
     """
 
@@ -41,9 +44,27 @@ class Measured:
     counter_apart: Float[np.ndarray, " pair"]
     counter_signed: Float[np.ndarray, " pair"]
     reference_signed: Float[np.ndarray, " pair"]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Measured(PairNumbers):
+    """The same, and the signed quantity at every read of every pair.
+
+    Attributes:
+        signed_reads: `[set][pair]`.
+        reference_reads: of the reference run, `[pair]`.
+    """
+
     signed_reads: list[list[Float[np.ndarray, " read"]]]
     reference_reads: list[Float[np.ndarray, " read"]]
-    plan: Plan
+
+
+def pair_numbers(
+    apart: Float[np.ndarray, "run pair"], signed: Float[np.ndarray, "run pair"], plan: Plan
+) -> PairNumbers:
+    """From the numbers of all runs, in the order of `OnPairs`."""
+    return PairNumbers(apart[:-2], signed[:-2], apart[-2], signed[-2], signed[-1], plan)
 
 
 def measure(
@@ -58,18 +79,22 @@ def measure(
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    on_pairs: OnPairs | None = None,
 ) -> Measured:
     """Evaluate path sets and compare each with the reference run, read by read.
+
+    Args:
+        on_pairs: called with pairs as soon as all their numbers are there.
 
     Raises:
         MetricError: a signed dissimilarity, or pairs that lack what it needs.
         PathError, AddressError: see `evaluate`.
     """
-    counts = _mask(mask, pairs)
-    n, wanted = len(pairs), [*range(len(sets)), -1, -2]
-    apart = {number: np.full(n, np.nan) for number in wanted}
-    signed = {number: np.full(n, np.nan) for number in wanted}
-    reads_of: dict[int, list[np.ndarray]] = {number: [np.empty(0)] * n for number in wanted}
+    counts = require_mask(mask, pairs)
+    n, runs = len(pairs), len(sets) + 2  # run -2 is the counterfactual one and -1 the reference one
+    apart, signed = np.full((runs, n), np.nan), np.full((runs, n), np.nan)
+    reads_of: list[list[np.ndarray]] = [[np.empty(0)] * n for _ in range(runs)]
+    arrived = np.zeros(n, dtype=int)
     reference: dict[tuple[int, ...], Tensor] = {}
 
     columns = _answers(pairs) if dissimilarity.answers_only else None
@@ -89,26 +114,25 @@ def measure(
             at = some.stop
             reads_of[readout.number][pair] = value[some]
             if counts[pair].any():
-                apart[readout.number][pair] = far[some][counts[pair]].mean()
-                signed[readout.number][pair] = value[some][counts[pair]].mean()
+                apart[readout.number, pair] = far[some][counts[pair]].mean()
+                signed[readout.number, pair] = value[some][counts[pair]].mean()
+        arrived[readout.pairs] += 1
+        if on_pairs is not None and (arrived[readout.pairs] == runs).all():
+            on_pairs(readout.pairs, apart[:, readout.pairs], signed[:, readout.pairs])
 
     plan = evaluate(
         model, sets, pairs, on_read, norms=norms, anew=anew, budget_mib=budget_mib, progress=progress, on_plan=on_plan
     )
-    numbers = range(len(sets))
-    return Measured(
-        np.array([apart[i] for i in numbers]).reshape(len(sets), n),
-        np.array([signed[i] for i in numbers]).reshape(len(sets), n),
-        apart[-2],
-        signed[-2],
-        signed[-1],
-        [reads_of[i] for i in numbers],
-        reads_of[-1],
-        plan,
-    )
+    numbers = pair_numbers(apart, signed, plan)
+    return Measured(**vars(numbers), signed_reads=reads_of[:-2], reference_reads=reads_of[-1])
 
 
-def _mask(mask: Mask | None, pairs: Pairs) -> list[np.ndarray]:
+def require_mask(mask: Mask | None, pairs: Pairs) -> list[np.ndarray]:
+    """For every pair, which of its reads count.
+
+    Raises:
+        PathError: a mask that does not fit, or that leaves nothing.
+    """
     if mask is None:
         return [np.ones(len(read), dtype=bool) for read in pairs.read]
     if len(mask) != len(pairs) or any(len(m) != len(read) for m, read in zip(mask, pairs.read, strict=True)):

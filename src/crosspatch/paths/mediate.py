@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ from jaxtyping import Float
 
 from crosspatch.errors import PathError
 from crosspatch.model import Model
+from crosspatch.paths.automaton import REFERENCE
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
-from crosspatch.paths.measure import measure
+from crosspatch.paths.kept import kept_in, measure_kept
 from crosspatch.paths.norms import Norms
-from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pairs import Pairs, pairs_of
 from crosspatch.paths.pathset import paths
+from crosspatch.paths.printed import estimate
 from crosspatch.paths.sender import (
     Mlps,
     SenderEffects,
@@ -28,6 +31,7 @@ from crosspatch.paths.sender import (
     sender_paths,
 )
 from crosspatch.results import statistics
+from crosspatch.tasks.pairs import Task
 
 
 @dataclass
@@ -76,20 +80,22 @@ class Mediation:
     def __str__(self) -> str:
         a = self.mediators.about
         lines = [
-            f"{self.sender}: signed {a['quantity']} in {a['unit']}; {len(self.total)} pairs; MLPs on the direct way: "
+            f"{self.sender}: {a['quantity']} in {a['unit']}; {len(self.total)} pairs; MLPs on the direct way: "
             f"{a['mlps']}; {a['method']}"
         ]
         for row in self.frame().to_dict("records"):
-            between = f"[{row['low']:+.4g}, {row['high']:+.4g}]"
-            lines.append(f"  {row['part']}: {row['effect']:+.4g} {between}, {row['share']:.0%} of the total")
-        top = self.mediators.top(5).to_dict("records")
-        lines.append("  first through: " + ", ".join(f"{r['sender']} {r['effect']:+.4g}" for r in top))
+            share = estimate(row["share"], row["share_low"], row["share_high"], ".0%")
+            lines.append(
+                f"  {row['part']}: {estimate(row['effect'], row['low'], row['high'], '+.4g')}, {share} of the total"
+            )
+        for row in self.mediators.top(5).to_dict("records"):
+            lines.append(f"  first through {row['sender']}: {estimate(row['effect'], row['low'], row['high'], '+.4g')}")
         return "\n".join(lines)
 
 
 def mediation(
     model: Model,
-    pairs: Pairs,
+    pairs: Pairs | Task,
     sender: str,
     *,
     mlps: Mlps = "frozen",
@@ -100,17 +106,29 @@ def mediation(
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Mediation:
     """Direct, total and mediated effect of a sender, and which parts mediate.
 
     In a linear network direct + mediated = total, as in one that is linear but for its norms if these are frozen;
-    elsewhere the rest is their interaction. A mediator's effect is that
-    of the paths on which it is the first part after the sender.
+    elsewhere the rest is their interaction. A mediator's effect is that of the mediated paths on which it is the first
+    part after the sender.
+
+    Args:
+        pairs: or a task, whose clean prompts are the references.
+        mlps: whether routes from the sender to the logits through MLPs alone are mediated ("frozen", the default) or
+            part of its direct effect ("direct").
+        mediators: parts whose effects are measured; those that cannot come after the sender are left out.
+        dissimilarity: whose signed quantity is measured.
+        norms, budget_mib, progress, on_plan: see `evaluate`.
+        checkpoint: a folder that keeps finished pairs, see `path_patch`.
 
     Raises:
         PathError: a sender that does not exist.
+        ResultError: the checkpoint is of another mediation (names what differs), or was damaged.
     """
     chosen = resolve(dissimilarity)
+    pairs = pairs_of(pairs, model.tokenizer)
     start = any_way_into(sender)
     through = paths(f"{start} -> ** -> logits")
     direct = sender_paths(model.shape, sender, ["logits"], mlps=mlps)
@@ -122,8 +140,21 @@ def mediation(
         except PathError:
             continue
     first = [paths(f"{start} -> {name} -> ** -> logits") for name in names]
+    if mlps == "direct":  # then routes through MLPs alone are no mediated ones
+        first = [one - direct for one in first]
     sets = [~through, ~direct, ~(through - direct), *(~one for one in first)]
-    found = measure(model, sets, pairs, chosen, norms=norms, budget_mib=budget_mib, progress=progress, on_plan=on_plan)
+    asked = {"sender": sender, "mlps": mlps, "mediators": mediators, "seed": seed}
+    found = measure_kept(
+        kept_in(checkpoint, "mediation", model, pairs, chosen, norms, **asked),
+        model,
+        sets,
+        pairs,
+        chosen,
+        norms=norms,
+        budget_mib=budget_mib,
+        progress=progress,
+        on_plan=on_plan,
+    )
     effect = found.signed - found.reference_signed
     about = {
         "receivers": ["what follows"],
@@ -131,6 +162,6 @@ def mediation(
         "semantics": "first part after the sender",
     } | about_of(model, pairs, chosen, found, seed)
     total = found.counter_signed - found.reference_signed
-    return Mediation(
-        sender, effect[0], effect[1], effect[2], SenderEffects(names, effect[3:], total, pairs.clusters, about)
-    )
+    passing = [i for i in range(3, len(sets)) if set(found.plan.final[i]) != {REFERENCE}]
+    by = SenderEffects([names[i - 3] for i in passing], effect[passing], total, pairs.clusters, about)
+    return Mediation(sender, effect[0], effect[1], effect[2], by)

@@ -8,7 +8,11 @@ are recomputed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -27,6 +31,53 @@ Norms = Literal["recomputed", "frozen"]
 Source = Int[Tensor, "pair position"]
 """The plain run whose value a copy has at each token, or MIXED."""
 MIXED = 0
+LARGE = 3.0
+"""Times its recomputed size from which on a normed input is called large: far from anything that the model reads."""
+
+
+@dataclass
+class Stretch:
+    """How much larger frozen norms leave a mixed input than recomputed ones would, where that is most.
+
+    Attributes:
+        ratio: length of the normed input (less the norm's bias), frozen over recomputed; infinite where it overflows.
+        reader: the norm, as `norm_mlp_in of layer 2` or `final_norm`.
+        position: of the token.
+        tokens: reference prompt of the pair, and its counterfactual ones.
+    """
+
+    ratio: float = 1.0
+    reader: str = ""
+    position: int = -1
+    tokens: tuple[list[int], ...] = ()
+
+    @property
+    def large(self) -> bool:
+        return self.ratio > LARGE
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the prompts; an overflow has no number."""
+        ratio = self.ratio if self.ratio < float("inf") else None
+        return {"ratio": ratio, "reader": self.reader, "position": self.position, "large": self.large}
+
+
+_watching: ContextVar[Stretch | None] = ContextVar("watching", default=None)
+
+
+@contextmanager
+def stretch_of() -> Iterator[Stretch]:
+    """Measure the frozen norms of all evaluations inside; without one, nothing is measured.
+
+    >>> with stretch_of() as found:                                                # doctest: +SKIP
+    ...     evaluate(model, sets, pairs, on_read, norms="frozen")
+    >>> found.ratio, found.reader, found.position                                  # doctest: +SKIP
+    """
+    found = Stretch()
+    token = _watching.set(found)
+    try:
+        yield found
+    finally:
+        _watching.reset(token)
 
 
 def require_norms(norms: str) -> None:
@@ -84,10 +135,29 @@ class Frozen:
         if key not in self._maps:
             self._maps[key] = frozen_norm(norm, reference)
         out = self._maps[key](x)
-        if self._one_kind:  # a copy that carries the counterfactual only is the plain run itself
-            return out
-        pure = (torch.stack(own) <= COUNTER).view(*x.shape[:-1], 1)
-        return torch.where(pure, norm(x), out) if pure.any() else out
+        if not self._one_kind:  # with one kind, a copy that carries the counterfactual only is the plain run itself
+            pure = (torch.stack(own) <= COUNTER).view(*x.shape[:-1], 1)
+            out = torch.where(pure, norm(x), out) if pure.any() else out
+        if (watched := _watching.get()) is not None:
+            self._note(watched, key, norm, x, out)
+        return out
+
+    def _note(self, watched: Stretch, key: tuple[int, str, bool], norm: Norm, x: Tensor, out: Tensor) -> None:
+        """Keep the largest ratio so far, and where it is."""
+        level, role, tail = key
+        bias = self._maps[key](torch.zeros_like(x[..., :1, :1, :]))
+        wanted, found = ((y - bias).float().norm(dim=-1) for y in (norm(x), out))
+        ratio = (found / wanted).nan_to_num(1.0, torch.inf)  # no number at inputs that are 0, or have overflown before
+        ratio = ratio.reshape(-1, *ratio.shape[-2:])  # [copy, pair, position]
+        worst = float(ratio.max())
+        if worst <= watched.ratio:
+            return
+        _, pair, place = (int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
+        forward = self.forward
+        watched.ratio = worst
+        watched.reader = role if role == "final_norm" else f"{role} of layer {(level - 1) // forward.per_layer}"
+        watched.position = forward.positions(tail)[place]
+        watched.tokens = tuple(list(run.tokens[pair]) for run in forward.runs.values())
 
     # Which copies have the value of one plain run, token by token; true to the paths, whatever the values are.
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from crosspatch.errors import PathError, TaskError
+from crosspatch.tasks.pairs import Task
 from crosspatch.tasks.tokenize import TokenizedTask
 
 Spans = dict[str, tuple[int, int]]
@@ -32,7 +33,8 @@ class Pairs:
         others: further counterfactuals, `[which][pair]`, for paths that do not share one (`with_others`).
 
     Raises:
-        PathError: prompts of a pair that differ in length, or lists that do.
+        PathError: prompts of a pair that differ in length, or lists that do; a pair without reads; reads or spans
+            outside of the prompt.
     """
 
     reference: list[list[int]]
@@ -67,6 +69,23 @@ class Pairs:
                     where=f"pair {i}",
                     fix="use prompts of equal length",
                 )
+        for i in range(len(self.reference)):
+            self._require_inside(i)
+
+    def _require_inside(self, i: int) -> None:
+        n, read, targets = len(self.reference[i]), self.read[i], self.targets[i]
+        outside = {name: ends for name, ends in self.spans[i].items() if not 0 <= ends[0] <= ends[1] <= n}
+        if not read or not all(0 <= at < n for at in read):
+            what, fix = f"the reads {list(read)} of a prompt of {n} tokens", "give at least one, counted from 0"
+        elif len(targets) != len(read):
+            what, fix = f"{len(targets)} targets for {len(read)} reads", "give one per read, -1 where there is none"
+        elif outside:
+            (name, (start, end)), *_ = outside.items()
+            what = f"span {name!r} from {start} to {end} is not in a prompt of {n} tokens"
+            fix = "give the first token and the one after the last"
+        else:
+            return
+        raise PathError(what, where=f"pair {i}", fix=fix)
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -123,10 +142,13 @@ class Pairs:
         return replace(self.select(list(found)), others=others, provenance=kept)
 
     def split(self, held_out: float, seed: int) -> tuple[Pairs, Pairs]:
-        """Two parts; whole clusters stay together where there are enough of them, reference prompts always.
+        """Two parts; pairs with the same reference prompt stay together. Of one template both may have pairs.
+
+        Args:
+            held_out: share of the pairs in the second part.
 
         Raises:
-            TaskError: too few pairs.
+            TaskError: too few pairs, or a share that leaves one part empty.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, ids in enumerate(self.reference):
@@ -139,8 +161,29 @@ class Pairs:
                 rest += listed[g]
         kept = sorted(set(range(len(self))) - set(rest))
         if not kept or not rest:
-            raise TaskError(f"{len(self)} pairs cannot be split", where="pairs", fix="use more pairs, or held_out=0")
+            raise TaskError(
+                f"{len(self)} pairs cannot be split with {held_out:g} of them held out",
+                where="pairs",
+                fix="use more pairs, and a share between 0 and 1",
+            )
         return self.select(kept), self.select(sorted(rest))
+
+
+def pairs_of(given: Pairs | Task, tokenizer: Any) -> Pairs:
+    """Pairs as they are, or those of a task, its clean prompts as references.
+
+    Raises:
+        PathError: a pair of the task whose prompts differ in length, or something else than pairs and tasks.
+    """
+    if isinstance(given, Pairs):
+        return given
+    if isinstance(given, Task):
+        return task_pairs(given.tokenize(tokenizer))
+    raise PathError(
+        f"{type(given).__name__} is neither a task nor pairs",
+        where="pairs",
+        fix="give a Task, task_pairs(...) or Pairs",
+    )
 
 
 def task_pairs(tokenized: TokenizedTask, reference: Literal["clean", "corrupt"] = "clean") -> Pairs:

@@ -23,13 +23,13 @@ class PathSet(ABC):
     """
 
     def __or__(self, other: PathSet) -> PathSet:
-        return Combined("or", (self, other))
+        return _combined("or", self, other) if isinstance(other, PathSet) else NotImplemented
 
     def __and__(self, other: PathSet) -> PathSet:
-        return Combined("and", (self, other))
+        return _combined("and", self, other) if isinstance(other, PathSet) else NotImplemented
 
     def __sub__(self, other: PathSet) -> PathSet:
-        return Combined("and", (self, ~other))
+        return _combined("and", self, ~other) if isinstance(other, PathSet) else NotImplemented
 
     def __invert__(self) -> PathSet:
         return self.part if isinstance(self, Complement) else Complement(self)
@@ -92,6 +92,12 @@ class Combined(PathSet):
 
     def __str__(self) -> str:
         return f" {self.how} ".join(f"({part})" for part in self.parts)
+
+
+def _combined(how: str, a: PathSet, b: PathSet) -> PathSet:
+    """Both as parts of one set, so that a long union is no deep one."""
+    parts = (one.parts if isinstance(one, Combined) and one.how == how else (one,) for one in (a, b))
+    return Combined(how, tuple(part for some in parts for part in some))
 
 
 @dataclass(frozen=True)
@@ -160,11 +166,16 @@ def from_edges(edges: Iterable[tuple[str, str]]) -> PathSet:
     Args:
         edges: (sender, receiver), e.g. `("a0.h3", "a1.h5.k")`, `("input", "a0.h3.v")`, `("m2", "logits")`. The position
             is kept along an edge; inside a head it may change.
+
+    Raises:
+        PathError: no edges, or something that is no pair of names.
     """
-    found = frozenset((str(u), str(v)) for u, v in edges)
-    if not found:
-        raise PathError("no edges were given", where="from_edges", fix=f"give pairs of {EDGE_ENDS}")
-    return EdgePaths(found)
+    listed = list(edges)
+    wrong = [edge for edge in listed if not (isinstance(edge, (tuple, list)) and len(edge) == 2)]
+    if wrong or not listed:
+        what = f"{wrong[0]!r:.60} is no edge" if wrong else "no edges were given"
+        raise PathError(what, where="from_edges", fix=f"give pairs of {EDGE_ENDS}")
+    return EdgePaths(frozenset((str(u), str(v)) for u, v in listed))
 
 
 def union(sets: Iterable[PathSet]) -> PathSet:

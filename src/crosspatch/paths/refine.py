@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from crosspatch.paths.automaton import Automaton, Place, vocabulary
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
-from crosspatch.paths.measure import measure
+from crosspatch.paths.kept import Kept, keep_steps, kept_in, measure_kept, steps_kept
 from crosspatch.paths.norms import Norms
-from crosspatch.paths.pairs import Pairs
-from crosspatch.paths.pathset import PathSet, nothing, paths
+from crosspatch.paths.pairs import Pairs, pairs_of
+from crosspatch.paths.pathset import PathSet, everything, nothing, paths
 from crosspatch.results import statistics
+from crosspatch.tasks.pairs import Task
 
 START = "** -> "
 
@@ -126,6 +128,10 @@ class StepTable:
     clusters: list[str]
     seed: int
 
+    def __str__(self) -> str:
+        head = f"explained {self.explained():.1%} before any of {len(self.steps)} steps, on {len(self.before)} pairs"
+        return f"{head}\n{self.frame().head(10).to_string(index=False, float_format=lambda x: f'{x:.4g}')}"
+
     def explained(self, step: Step | None = None) -> float:
         """Proportion explained before any step, or after one of them."""
         after = self.before if step is None else self.before + self.change[self.steps.index(step)]
@@ -154,7 +160,7 @@ class StepTable:
 def sweep_steps(
     model: Model,
     patterns: Sequence[str],
-    pairs: Pairs,
+    pairs: Pairs | Task,
     candidates: Sequence[Step] | None = None,
     *,
     dissimilarity: str | Dissimilarity = "kl",
@@ -176,22 +182,30 @@ def sweep_steps(
     Raises:
         PathError: no candidates, or patterns that do not fit.
     """
+    patterns, pairs = _each_once(patterns), pairs_of(pairs, model.tokenizer)
     found = list(steps(patterns, model.shape) if candidates is None else candidates)
-    if not found:
+    options: dict[str, Any] = {"norms": norms, "budget_mib": budget_mib, "progress": progress, "on_plan": on_plan}
+    return _measured(None, model, patterns, pairs, found, resolve(dissimilarity), always, seed, options)
+
+
+def _measured(
+    kept: Kept | None,
+    model: Model,
+    patterns: Sequence[str],
+    pairs: Pairs,
+    candidates: list[Step],
+    dissimilarity: Dissimilarity,
+    always: PathSet | None,
+    seed: int,
+    options: dict[str, Any],
+) -> StepTable:
+    """Candidates, measured; numbers that are kept are not measured again. `options` are those of `evaluate`."""
+    if not candidates:
         raise PathError("there is no step to take", where="refine", fix="allow more nodes or positions")
-    kept = always if always is not None else nothing()
-    sets = [kept, hypothesis(patterns) | kept, *(hypothesis(step.taken(patterns)) | kept for step in found)]
-    got = measure(
-        model,
-        sets,
-        pairs,
-        resolve(dissimilarity),
-        norms=norms,
-        budget_mib=budget_mib,
-        progress=progress,
-        on_plan=on_plan,
-    )
-    return StepTable(found, got.apart[2:] - got.apart[1], got.apart[1], got.apart[0], pairs.clusters, seed)
+    null = always if always is not None else nothing()
+    sets = [null, hypothesis(patterns) | null, *(hypothesis(step.taken(patterns)) | null for step in candidates)]
+    got = measure_kept(kept, model, sets, pairs, dissimilarity, **options)
+    return StepTable(candidates, got.apart[2:] - got.apart[1], got.apart[1], got.apart[0], pairs.clusters, seed)
 
 
 @dataclass
@@ -200,18 +214,25 @@ class Refinement:
 
     Attributes:
         patterns: the hypothesis at the end.
-        log: one row per step taken: the step, proportion explained on the pairs searched and on held-out ones.
+        log: one row per step taken: the step, proportion explained on the pairs searched and on held-out ones, for
+            these with its interval (on the pairs searched the best was picked, so that an interval would say too much).
+            The first row is the beginning, all its patterns in one.
         random: proportion explained on the held-out pairs by random hypotheses of as many patterns.
+        floor: per held-out pair, AUE when all paths carry the reference and every node is computed all the same.
         about: what was asked.
     """
 
     patterns: list[str]
     log: pd.DataFrame
     random: Float[np.ndarray, " draw"]
+    floor: Float[np.ndarray, " pair"]
     about: dict[str, Any]
 
     def __str__(self) -> str:
-        lines = [self.log.to_string(index=False, float_format=lambda x: f"{x:.3f}")]
+        lines = [
+            self.log.to_string(index=False, float_format=lambda x: f"{x:.3f}"),
+            f"numerical floor (AUE at all paths, held-out pairs) {float(self.floor.mean()):.1e}",
+        ]
         if len(self.random):
             last = float(self.log["explained_held_out"].iloc[-1])
             lines.append(
@@ -224,7 +245,7 @@ class Refinement:
 def refine(
     model: Model,
     patterns: Sequence[str],
-    pairs: Pairs,
+    pairs: Pairs | Task,
     *,
     max_steps: int = 8,
     min_gain: float = 0.01,
@@ -238,11 +259,13 @@ def refine(
     seed: int = 0,
     budget_mib: float | None = None,
     progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Refinement:
     """Take the best step again and again, as long as its interval lies above `min_gain`.
 
     Args:
         patterns: where to begin; an empty list is the null hypothesis.
+        pairs: or a task, whose clean prompts are the references.
         max_steps: at most so many.
         min_gain: proportion explained that a step must add (an interval's lower end for additions). A removal may lose
             up to this much, because a smaller claim is a stronger one.
@@ -250,50 +273,23 @@ def refine(
         n_random: random hypotheses to compare with.
         always: paths that stay on the reference in every hypothesis.
         norms, budget_mib: see `evaluate`.
-        progress: called with (steps done, steps at most).
+        progress: called with (steps done, steps at most, the scoring on held-out pairs being the last).
+        checkpoint: a folder for this search alone, which keeps every step taken, and of the step in progress every
+            finished chunk of pairs. A search that goes on from there takes the same steps, with numbers up to rounding.
 
     Raises:
-        PathError: patterns that do not fit. TaskError: too few pairs to split.
+        PathError: patterns that do not fit.
+        TaskError: too few pairs to split.
+        ResultError: the checkpoint is of another search (names what differs), or was damaged.
     """
+    if max_steps < 1:
+        raise PathError(f"{max_steps} steps", where="refine", fix="allow one at least")
+    pairs = pairs_of(pairs, model.tokenizer)
+    patterns = _each_once(patterns)
     searched, rest = pairs.split(held_out, seed)
     chosen = resolve(dissimilarity)
-    kept = always if always is not None else nothing()
-    now = list(patterns)
-    rows: list[dict[str, Any]] = [{"step": "start", "pattern": ""}]
-    on_the_way = [now]
-    for number in range(max_steps):
-        table = sweep_steps(
-            model,
-            now,
-            searched,
-            steps(now, model.shape, nodes=nodes, positions=positions),
-            dissimilarity=chosen,
-            always=always,
-            norms=norms,
-            seed=seed,
-            budget_mib=budget_mib,
-        )
-        rows[-1]["explained"] = table.explained()
-        found = table.frame()
-        step = _best(found, min_gain)
-        if progress is not None:
-            progress(number + 1, max_steps)
-        if step is None:
-            break
-        now = step.taken(now)
-        on_the_way.append(now)
-        rows.append({"step": step.kind, "pattern": step.pattern, "explained": table.explained(step)})
-    drawn = _random(model.shape, len(now), nodes, positions, n_random if now else 0, seed)
-    sets = [kept, *(hypothesis(one) | kept for one in [*on_the_way, *drawn])]
-    got = measure(model, sets, rest, chosen, norms=norms, budget_mib=budget_mib)
-    shares = _shares(got.apart[1:], got.apart[0])
-    for row, share in zip(rows, shares, strict=False):
-        row["explained_held_out"] = float(share)
+    null = always if always is not None else nothing()
     about = {
-        "pairs": pairs.provenance,
-        "pairs_hash": pairs.hash,
-        "searched": len(searched),
-        "held_out": len(rest),
         "dissimilarity": chosen.name,
         "min_gain": min_gain,
         "nodes": nodes,
@@ -301,9 +297,58 @@ def refine(
         "seed": seed,
         "always": None if always is None else always.to_json(),
         "norms": norms,
+    }
+    asked = about | {"start": list(patterns), "max_steps": max_steps, "held_out": held_out, "n_random": n_random}
+    del asked["dissimilarity"], asked["norms"]  # `kept_in` notes these of every work
+    kept = kept_in(checkpoint, "refinement", model, pairs, chosen, norms, **asked)
+    rows, ended = steps_kept(kept)
+    on_the_way = [list(patterns)]
+    for row in rows[1:]:
+        on_the_way.append(Step(row["step"], row["pattern"]).taken(on_the_way[-1]))
+    options: dict[str, Any] = {"norms": norms, "budget_mib": budget_mib}
+    while not ended:
+        now, number = on_the_way[-1], len(rows) - 1
+        options["progress"] = _part(progress, number, max_steps)
+        candidates = steps(now, model.shape, nodes=nodes, positions=positions)
+        table = _measured(kept, model, now, searched, candidates, chosen, always, seed, options)
+        rows[-1]["explained"] = table.explained()
+        step = _best(table.frame(), min_gain)
+        if step is not None:
+            on_the_way.append(step.taken(now))
+            rows.append({"step": step.kind, "pattern": step.pattern, "explained": table.explained(step)})
+        ended = step is None or len(rows) > max_steps
+        if kept is not None:
+            keep_steps(kept, rows, ended)
+    now = on_the_way[-1]
+    drawn = _random(model.shape, len(now), nodes, positions, n_random if now else 0, seed)
+    sets = [null, *(hypothesis(one) | null for one in [*on_the_way, *drawn]), everything()]
+    options |= {"progress": _part(progress, max_steps, max_steps), "anew": {len(sets) - 1}}
+    got = measure_kept(kept, model, sets, rest, chosen, **options)
+    shares = _shares(got.apart[1:-1], got.apart[0])
+    sampler = statistics.resampler(len(rest), rest.clusters, seed=seed)
+    between = statistics.bootstrap_ratio_of_means(got.apart[1 : 1 + len(rows)], got.apart[0], sampler, 0.0)
+    for row, share, low, high in zip(rows, shares, between.low, between.high, strict=False):
+        row |= {"explained_held_out": float(share), "held_out_low": 1 - high, "held_out_high": 1 - low}
+    rows[0]["pattern"] = "; ".join(on_the_way[0])
+    about |= {
+        "pairs": pairs.provenance,
+        "pairs_hash": pairs.hash,
+        "searched": len(searched),
+        "held_out": len(rest),
         "model": model.name,
     }
-    return Refinement(now, pd.DataFrame(rows), shares[len(rows) :], about)
+    return Refinement(now, pd.DataFrame(rows), shares[len(rows) :], got.apart[-1], about)
+
+
+def _each_once(patterns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([patterns] if isinstance(patterns, str) else patterns))
+
+
+def _part(progress: Progress | None, number: int, max_steps: int) -> Progress | None:
+    """Progress of the pairs of one step as progress of the whole search."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number + done / total, max_steps + 1)
 
 
 def _best(table: pd.DataFrame, min_gain: float) -> Step | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,23 @@ from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.inspect import require_some
-from crosspatch.paths.measure import Mask, measure
+from crosspatch.paths.kept import kept_in, measure_kept
+from crosspatch.paths.measure import Mask
 from crosspatch.paths.norms import Norms
-from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pairs import Pairs, pairs_of
 from crosspatch.paths.pathset import PathSet, everything, nothing
+from crosspatch.paths.printed import estimate
 from crosspatch.results import statistics
+from crosspatch.tasks.pairs import Task
+
+NOISE = 100
+"""How many times the numerical floor a total effect has to be."""
+PRINTED = (
+    ("explained", "explained", ".1%"),
+    ("aue", "AUE", ".4g"),
+    ("needed", "needed", ".1%"),
+    ("loss_recovered", "loss recovered", ".1%"),
+)
 
 
 @dataclass
@@ -75,7 +88,9 @@ class PathTest:
         gap = self.signed_null - self.signed_reference
         lost = self.signed - self.signed_reference
         with np.errstate(invalid="ignore", divide="ignore"):
-            table["loss_recovered"] = 1 - np.nanmean(lost, axis=1) / np.nanmean(gap)
+            table["loss_recovered"] = 1 - statistics.means(lost) / statistics.means(gap[None])
+        low, high = _ends(statistics.bootstrap_ratio_of_means(lost, gap, sampler, 0.0))
+        table["loss_recovered_low"], table["loss_recovered_high"] = 1 - high, 1 - low
         return table
 
     @property
@@ -83,6 +98,11 @@ class PathTest:
         """Mean total effect with its interval."""
         low, high = _ends(statistics.bootstrap_mean(self.total[None], self._sampler()))
         return float(np.nanmean(self.total)), float(low[0]), float(high[0])
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether there is a total effect, but so near the numerical floor that shares of it say nothing."""
+        return bool(0 < np.nanmean(self.total) < NOISE * np.nanmean(self.floor))
 
     def compare(self) -> pd.DataFrame:
         """Every two hypotheses: difference of AUE on the same pairs (negative: the first leaves less unexplained)."""
@@ -111,15 +131,17 @@ class PathTest:
         mean, low, high = self.ate
         lines = [
             f"{self.about['dissimilarity']} on {len(self.total)} pairs ({self.about['pairs']}); {self.about['method']}",
-            f"null: {self.about['null']}; ATE {mean:.4g} [{low:.4g}, {high:.4g}]; "
+            f"null: {self.about['null']}; ATE {estimate(mean, low, high, '.4g')}; "
             f"numerical floor (AUE at all paths) {float(np.nanmean(self.floor)):.1e}",
         ]
+        if self.is_noise:
+            lines.append(f"ATE is less than {NOISE} times the numerical floor: proportions of it are noise")
         for row in self.frame().to_dict("records"):
-            lines.append(
-                f"  {row['hypothesis']}: explained {row['explained']:.1%} [{row['explained_low']:.1%}, "
-                f"{row['explained_high']:.1%}], AUE {row['aue']:.4g} [{row['aue_low']:.4g}, {row['aue_high']:.4g}], "
-                f"needed {row['needed']:.1%}, loss recovered {row['loss_recovered']:.1%}"
-            )
+            said = [
+                f"{words} {estimate(row[name], row[f'{name}_low'], row[f'{name}_high'], form)}"
+                for name, words, form in PRINTED
+            ]
+            lines.append(f"  {row['hypothesis']}: {', '.join(said)}")
         return "\n".join(lines)
 
 
@@ -130,7 +152,7 @@ def _ends(interval: statistics.Interval) -> tuple[np.ndarray, np.ndarray]:
 def test_paths(
     model: Model,
     hypotheses: Mapping[str, PathSet],
-    pairs: Pairs,
+    pairs: Pairs | Task,
     *,
     dissimilarity: str | Dissimilarity = "kl",
     always: PathSet | None = None,
@@ -140,6 +162,7 @@ def test_paths(
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> PathTest:
     """Score hypotheses, each a set of paths that is claimed to carry the behaviour.
 
@@ -148,21 +171,23 @@ def test_paths(
 
     Args:
         hypotheses: name -> paths that keep the reference.
-        pairs: (x_r, x_c); all hypotheses and the null see the same ones.
+        pairs: (x_r, x_c), or a task, whose clean prompts are x_r; all hypotheses and the null see the same ones.
         dissimilarity: "kl", "abs_loss", "sq_loss", "abs_logit_diff", or your own.
         always: paths that stay on the reference in every hypothesis, the null included.
         mask: which reads count.
         norms: see `evaluate`.
         seed: of the bootstrap.
         budget_mib, progress, on_plan: see `evaluate`.
+        checkpoint: a folder that keeps finished pairs, see `path_patch`.
 
     Raises:
         PathError: a set that does not fit the model or in which no path is left (`nothing()` itself may be tested); no
             hypotheses; a mask that does not fit.
         MetricError: a signed dissimilarity.
+        ResultError: the checkpoint is of another test (names what differs), or was damaged.
     """
-    if not hypotheses:
-        raise PathError("no hypothesis was given", where="test_paths", fix="give {'name': paths('...')}")
+    require_named(hypotheses, "test_paths")
+    pairs = pairs_of(pairs, model.tokenizer)
     chosen = resolve(dissimilarity)
     null = always if always is not None else nothing()
     for claim in (*hypotheses.values(), null):
@@ -171,7 +196,9 @@ def test_paths(
     sets = [null, everything()]
     sets += [claim | null if always is not None else claim for claim in claims]
     sets += [~claim | null if always is not None else ~claim for claim in claims]
-    found = measure(
+    asked = {"hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()}, "always": null.to_json()}
+    found = measure_kept(
+        kept_in(checkpoint, "test", model, pairs, chosen, norms, **asked, seed=seed),
         model,
         sets,
         pairs,
@@ -199,6 +226,21 @@ def test_paths(
             **about_claims(model, hypotheses, always, pairs, chosen, found.plan, norms, seed),
         },
     )
+
+
+def require_named(hypotheses: Mapping[str, PathSet], where: str) -> None:
+    """Refuse what is not names with path sets.
+
+    Raises:
+        PathError: no hypotheses, or something else.
+    """
+    fix = "give {'name': paths('...')}"
+    if not isinstance(hypotheses, Mapping) or not hypotheses:
+        what = "the hypotheses have no names" if hypotheses else "no hypothesis was given"
+        raise PathError(what, where=where, fix=fix)
+    for name, claim in hypotheses.items():
+        if not isinstance(claim, PathSet):
+            raise PathError(f"hypothesis {name!r} is no set of paths: {claim!r:.60}", where=where, fix=fix)
 
 
 def about_claims(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,12 +31,15 @@ from crosspatch.paths.automaton import REFERENCE, Automaton, Place, vocabulary
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
+from crosspatch.paths.kept import kept_in, measure_kept
 from crosspatch.paths.language import matching, parse_step
-from crosspatch.paths.measure import Measured, measure
+from crosspatch.paths.measure import PairNumbers
 from crosspatch.paths.norms import Norms
-from crosspatch.paths.pairs import Pairs
+from crosspatch.paths.pairs import Pairs, pairs_of
 from crosspatch.paths.pathset import PathSet, paths, union
+from crosspatch.paths.places import find_atoms
 from crosspatch.results import statistics
+from crosspatch.tasks.pairs import Task
 
 Mlps = Literal["direct", "frozen"]
 Semantics = Literal["last", "union"]
@@ -157,7 +161,7 @@ class SenderEffects:
 
 def path_patch(
     model: Model,
-    pairs: Pairs,
+    pairs: Pairs | Task,
     senders: str | Sequence[str],
     receivers: str | Sequence[str] = "logits",
     *,
@@ -169,25 +173,32 @@ def path_patch(
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> SenderEffects:
     """Every sender against one set of receivers: the counterfactual flows along sender -> receivers, nowhere else.
 
     >>> path_patch(model, pairs, "a*.h*", ["a9.h6.q"]).top()       # doctest: +SKIP
 
     Args:
-        senders: addresses or patterns such as `"a*.h*"`, `"a*.h*@S2, m*@END"`; senders that come after every receiver
-            are left out of a pattern and refused by name.
+        pairs: or a task, whose clean prompts are the references.
+        senders: nodes or patterns such as `"a*.h*"`, `"a*.h*@S2, m*@END"`; `a5.h3.v` is what a head makes of its values
+            alone. Senders that no path leads from straight into a receiver are left out of a pattern and refused by
+            name.
         receivers: `a9.h6.q`, `a9.h6.k@S1`, `m10`, `logits`; several are patched together.
         mlps, semantics: see the module; both are printed with the result.
         dissimilarity: whose signed quantity is measured.
         norms, budget_mib, progress, on_plan: see `evaluate`.
+        checkpoint: a folder that keeps every finished chunk of pairs; what it keeps already is not measured again. The
+            numbers are those of an uninterrupted run up to rounding.
 
     Raises:
         PathError: a sender after its receiver, an unknown part, no path left.
         AddressError: a pattern of senders that matches nothing.
         MetricError: pairs that lack what the quantity needs.
+        ResultError: the checkpoint is of another sweep (names what differs), or was damaged.
     """
     chosen = resolve(dissimilarity)
+    pairs = pairs_of(pairs, model.tokenizer)
     into = [receivers] if isinstance(receivers, str) else list(receivers)
     for receiver in into:
         require_fit(
@@ -196,7 +207,21 @@ def path_patch(
     names, patterned = named(model, senders)
     possible = {name: _possible(model, name, into, mlps, semantics, patterned) for name in names}
     patched = {name: one for name, one in possible.items() if one is not None}
-    found = measure(
+    kept = kept_in(
+        checkpoint,
+        "senders",
+        model,
+        pairs,
+        chosen,
+        norms,
+        senders=senders,
+        receivers=into,
+        mlps=mlps,
+        semantics=semantics,
+        seed=seed,
+    )
+    found = measure_kept(
+        kept,
         model,
         [~one for one in patched.values()],
         pairs,
@@ -207,9 +232,10 @@ def path_patch(
         on_plan=on_plan,
     )
     # A set of which the positions leave no path costs nothing: all its classes are the reference run's.
-    kept = [i for i, classes in enumerate(found.plan.final) if set(classes) != {REFERENCE}]
-    if not kept or (len(kept) < len(names) and not patterned):
-        lost = next((name for i, name in enumerate(patched) if i not in kept), senders)
+    read = _kinds_read(found.plan, pairs)
+    fed = [i for i, classes in enumerate(found.plan.final) if {classes[kind] for kind in read} != {REFERENCE}]
+    if not fed or (len(fed) < len(names) and not patterned):
+        lost = next((name for i, name in enumerate(patched) if i not in fed), senders)
         raise PathError(
             f"no path leads from {lost} straight into {', '.join(into)}",
             where="path_patch",
@@ -217,8 +243,8 @@ def path_patch(
             "a sender is where it writes, @ of .k and .v what is read",
         )
     return SenderEffects(
-        [list(patched)[i] for i in kept],
-        (found.signed - found.reference_signed)[kept],
+        [list(patched)[i] for i in fed],
+        (found.signed - found.reference_signed)[fed],
         found.counter_signed - found.reference_signed,
         pairs.clusters,
         {
@@ -230,11 +256,17 @@ def path_patch(
     )
 
 
-def about_of(model: Model, pairs: Pairs, chosen: Dissimilarity, found: Measured, seed: int) -> dict[str, Any]:
+def _kinds_read(plan: Plan, pairs: Pairs) -> set[int]:
+    """The kinds of position that are read anywhere."""
+    _, kinds = find_atoms(plan.words, pairs)
+    return {row[at] for row, read in zip(kinds, pairs.read, strict=True) for at in read}
+
+
+def about_of(model: Model, pairs: Pairs, chosen: Dissimilarity, found: PairNumbers, seed: int) -> dict[str, Any]:
     """What makes numbers of senders reproducible."""
     return {
-        "quantity": chosen.name,
-        "unit": chosen.unit,
+        "quantity": chosen.quantity,
+        "unit": chosen.unit_of_signed,
         "pairs": pairs.provenance,
         "pairs_hash": pairs.hash,
         "method": found.plan.describe(),

@@ -8,12 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-def run_of(numbers: Sequence[int]) -> slice | list[int]:
-    """Numbers as a slice, which copies nothing, if they follow one another."""
-    first = numbers[0]
-    follow = list(numbers) == list(range(first, first + len(numbers)))
-    return slice(first, first + len(numbers)) if follow else list(numbers)
+from crosspatch.model.project import run_of
 
 
 class Stacks:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from crosspatch.model.project import head_write
-from crosspatch.paths.stacks import run_of
+from crosspatch.model.project import head_write, head_writes, run_of
 
 if TYPE_CHECKING:
     from crosspatch.paths.forward import Forward
@@ -32,36 +31,86 @@ class Sums:
         self.forward = forward
         self._changes: dict[tuple[int, int, bool], Float[Tensor, "copy number"]] = {}
         self._rooms: dict[tuple[int, bool], Float[Tensor, "row number"]] = {}
+        self._results: dict[tuple[int, bool], Float[Tensor, "stream number"]] = {}
+        self._begun: dict[tuple[int, bool], tuple[list[int], int, Float[Tensor, "stream number"]]] = {}
 
-    def of(self, numbers: list[int], level: int, base: int, tail: bool) -> Float[Tensor, "stream pair position d"]:
-        """Streams of one level that are nearest to the same plain run, at all positions or at the tail."""
-        forward, terms = self.forward, self.forward.readers.terms
-        classes = np.stack([forward.plan.streams[number].classes[:, 0] for number in numbers])
-        plain = forward.plain_stream(base, level, tail)
-        starts = [start for start in forward.readers.parts(level) if terms(start, base, tail)]
-        reads = []
-        for start in starts:
-            nodes, ones = np.array(terms(start, base, tail)).T
-            reads.append(classes[:, nodes] == ones)
-        if forward.readers.dense(base, tail):
-            x = self._product(plain.flatten(), reads, starts, base, tail)
+    def of(
+        self, numbers: list[int], level: int, base: int, tail: bool, ahead: list[int]
+    ) -> Float[Tensor, "stream pair position d"]:
+        """Streams of one level that begin with the same plain run, at all positions or at the tail.
+
+        Args:
+            ahead: streams of the next level, which are begun with those of this one where sums are products: what was
+                written so far is read once for both.
+        """
+        plain = self.forward.plain_stream(base, level, tail)
+        starts = self._starts(level, base, tail)
+        if self.forward.readers.dense(base, tail):
+            for start in starts:
+                self._change(start, base, tail)
+            x = self._product(plain.flatten(), numbers, level, base, tail, ahead)
         else:
-            used = [
-                (read, self._change(start, base, tail)) for read, start in zip(reads, starts, strict=True) if read.any()
-            ]
+            reads = zip(self._reads(numbers, starts, level, base, tail), starts, strict=True)
+            used = [(read, self._change(start, base, tail)) for read, start in reads if read.any()]
             x = _added(plain.flatten(), len(numbers), used)
         return x.view(len(numbers), *plain.shape)
 
-    def _product(self, plain: Tensor, reads: list[np.ndarray], starts: list[int], base: int, tail: bool) -> Tensor:
-        """Streams from what they read: one product with the matrix of all changes so far."""
-        if (base, tail) not in self._rooms:
-            self._rooms[base, tail] = plain.new_empty(1 + self.forward.readers.n_terms(base, tail), len(plain))
+    def _starts(self, level: int, base: int, tail: bool) -> list[int]:
+        readers = self.forward.readers
+        return [start for start in readers.parts(level) if readers.terms(start, base, tail)]
+
+    def _reads(
+        self, numbers: list[int], starts: list[int], level: int, base: int, tail: bool
+    ) -> list[Bool[np.ndarray, "stream copy"]]:
+        """Which copies of each part streams read below a level."""
+        classes = np.stack([self.forward.plan.streams[number].classes[:level, 0] for number in numbers])
+        found = []
         for start in starts:
-            self._change(start, base, tail)
-        room = self._rooms[base, tail]
+            nodes, ones = np.array(self.forward.readers.terms(start, base, tail)).T
+            found.append(classes[:, nodes] == ones)
+        return found
+
+    def _product(
+        self, plain: Float[Tensor, " number"], numbers: list[int], level: int, base: int, tail: bool, ahead: list[int]
+    ) -> Float[Tensor, "stream number"]:
+        """Streams from what they read: one product with the matrix of all changes so far."""
+        key, room = (base, tail), self._room(base, tail)
+        known, below, begun = self._begun.pop(key, ([], 0, plain))
+        starts = self._starts(level, base, tail)
+        if known == numbers:
+            starts = [start for start in starts if start >= below]
+            x = begun.add_(plain)
+            if starts:
+                weights = np.concatenate(self._reads(numbers, starts, level, base, tail), 1)
+                before = self._row(starts[0], base, tail)
+                x.addmm_(torch.from_numpy(weights).to(room), room[before : before + weights.shape[1]])
+            return x
         room[0] = plain
-        weights = np.concatenate([np.ones((len(reads[0]), 1), dtype=bool), *reads], 1)
-        return torch.from_numpy(weights).to(room) @ room[: weights.shape[1]]
+        n, every = len(numbers), [*numbers, *ahead]
+        own = np.arange(len(every))[:, None] < n
+        weights = np.concatenate([own, *self._reads(every, starts, level, base, tail)], 1)
+        out = None
+        # Nothing begins with these streams: their memory is used again for the next ones. Fresh memory is slow to get.
+        if all(self.forward.readers.last_begun[number] == level for number in numbers):
+            if key not in self._results or len(self._results[key]) < len(every):
+                self._results[key] = plain.new_empty(len(every), len(plain))
+            out = self._results[key][: len(every)]
+        x = torch.mm(torch.from_numpy(weights).to(room), room[: weights.shape[1]], out=out)
+        if ahead:
+            self._begun[key] = (ahead, level, x[n:].clone())
+        return x[:n]
+
+    def _room(self, base: int, tail: bool) -> Float[Tensor, "row number"]:
+        """Memory for all changes, below a row for the plain run's stream."""
+        if (base, tail) not in self._rooms:
+            like = self.forward.plain(base, 0, "resid_pre", tail)
+            self._rooms[base, tail] = like.new_empty(1 + self.forward.readers.n_terms(base, tail), like.numel())
+        return self._rooms[base, tail]
+
+    def _row(self, start: int, base: int, tail: bool) -> int:
+        """Where the changes of a part begin in that memory."""
+        readers = self.forward.readers
+        return 1 + sum(len(readers.terms(one, base, tail)) for one in readers.parts(start))
 
     def forget(self, level: int) -> None:
         """Drop what no stream of this level or a higher one reads."""
@@ -72,14 +121,13 @@ class Sums:
         """What each of a part's copies writes beyond the plain run."""
         key = (start, base, tail)
         if key not in self._changes:
-            readers, room = self.forward.readers, self._rooms.get((base, tail))
-            n = len(readers.terms(*key))
-            if room is None:
+            n = len(self.forward.readers.terms(*key))
+            if self.forward.readers.dense(base, tail):
+                before = self._row(*key)
+                out = self._room(base, tail)[before : before + n]
+            else:
                 plain = self.forward.plain(base, 0, "resid_pre", tail)
                 out = plain.new_empty(n, plain.numel())
-            else:
-                before = 1 + sum(len(readers.terms(one, base, tail)) for one in readers.parts(start))
-                out = room[before : before + n]
             self._write(start, base, tail, out)
             self._changes[key] = out
         return self._changes[key]
@@ -90,10 +138,20 @@ class Sums:
         site = forward.plan.words.nodes[start]
         layer = site.layer or 0
         if site.kind == "z":
-            for node, row in zip(*_groups([node for node, _ in terms]), strict=True):
-                z = torch.stack([forward.z_of(layer, node - start, one, tail) for _, one in terms[row]])
-                z -= forward.z_of(layer, node - start, base, tail)
-                head_write(forward.model, layer, node - start, z, out[row].view(-1, forward.shape.d_model))
+            z = torch.stack(
+                [
+                    forward.z_of(layer, node - start, one, tail) - forward.z_of(layer, node - start, base, tail)
+                    for node, one in terms
+                ]
+            )
+            heads, rows = _groups([node - start for node, _ in terms])
+            if len(heads) == len(terms):
+                head_writes(
+                    forward.model, layer, heads, z.flatten(1, 2), out.view(len(terms), -1, forward.shape.d_model)
+                )
+                return
+            for head, row in zip(heads, rows, strict=True):
+                head_write(forward.model, layer, head, z[row], out[row].view(-1, forward.shape.d_model))
             return
         kind = "resid_pre" if site.kind == "input" else "mlp_out"
         plain = forward.plain(base, layer, kind, tail)

@@ -99,19 +99,22 @@ class Layout:
         return self.rows[box.level]
 
 
-def lay_out(boxes: Sequence[Box], lines: Sequence[End], order: Sequence[str] = (), room: float = 0.0) -> Layout:
+def lay_out(
+    boxes: Sequence[Box], lines: Sequence[End], order: Sequence[str] = (), room: float = 0.0, *, narrow: bool = False
+) -> Layout:
     """Place boxes and route lines.
 
     Args:
         order: spans in the order in which they stand in the prompt.
         room: to keep free at the right side.
+        narrow: a drawing without spans is no wider than its boxes need.
     """
     columns = in_order([box.column for box in boxes], order)
     for box in boxes:
         box.cells = dict(sorted(box.cells.items(), key=_natural))
         if not box.bar:
             box.width = sum(map(box.cell_width, box.cells))
-    sides = _sides(boxes, columns)
+    sides = _sides(boxes, columns, narrow)
     for box in boxes:
         if box.bar:
             low, high = sides[box.column]
@@ -140,7 +143,7 @@ def _natural(cell: tuple[str, list[str]]) -> tuple[bool, int, str]:
     return ".kv" in name, int(index or 0), name
 
 
-def _sides(boxes: Sequence[Box], columns: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _sides(boxes: Sequence[Box], columns: Sequence[str], narrow: bool) -> dict[str, tuple[float, float]]:
     cells: dict[tuple[float, str], list[Box]] = defaultdict(list)
     for box in boxes:
         if not box.bar:
@@ -150,7 +153,8 @@ def _sides(boxes: Sequence[Box], columns: Sequence[str]) -> dict[str, tuple[floa
         rows = [its for (_, name), its in cells.items() if name == column]
         wide = max((sum(box.width + GAP for box in its) + GAP for its in rows), default=0.0)
         # Room for lines to pass beside the boxes.
-        wide = max(wide, LETTER * len(column or "any") + 30, 90.0 if column else 420.0) + (20.0 if column else 120.0)
+        tight = narrow or bool(column)
+        wide = max(wide, LETTER * len(column or "any") + 30, 90.0 if tight else 420.0) + (20.0 if tight else 120.0)
         sides[column] = (at, at + wide)
         at += wide
     return sides

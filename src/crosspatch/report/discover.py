@@ -18,18 +18,27 @@ import pandas as pd
 from jinja2 import Template
 from markupsafe import Markup
 
-from crosspatch.discover.clusters import Clustering, load_clustering, read_clusters
+from crosspatch.discover.clusters import Clustering, cluster_folder, load_clustering, read_clusters
 from crosspatch.discover.samples import Samples, load_samples
 from crosspatch.errors import ResultError
+from crosspatch.report.discover_circuit import ClusterCircuit, cluster_circuit
 from crosspatch.report.html import POLICY, template, template_text
-from crosspatch.report.svg import percent, tag
+from crosspatch.report.saved import command_of
+from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, MINUS, percent, tag
 from crosspatch.report.tokens import visible
 from crosspatch.results.files import read_json, write_atomic
 
-INDEX, PAGES = "index.html", "pages"
-CONTEXTS, SHOWN, AROUND = 200, 3, 14
-"""Contexts on a cluster's page; on the index, and how many of their last tokens."""
-TOKENS, ANSWERS = 12, 6
+INDEX, PAGES, CIRCUITS = "index.html", "pages", "circuits"
+CONTEXTS, AT_ONCE, SHOWN, AROUND = 200, 12, 3, 14
+"""Contexts on a cluster's page, and of them seen at once; on the index, and how many of their last tokens."""
+TOKENS, ANSWERS, NAMED = 12, 6, 3
+"""Tokens and answers that stand for a cluster, and answers in its title."""
+
+
+SHARES = ("faithfulness", "faithfulness_low", "faithfulness_high", "random_faithfulness_median")
+"""What the index says of a circuit."""
+LIKE_TOKENS = ("token histogram", "answer token", "last token", "last token and answer")
+"""Clusterings of the comparison that know no model."""
 
 
 def write_index(folder: str | Path) -> Path:
@@ -39,20 +48,32 @@ def write_index(folder: str | Path) -> Path:
         The path of the index.
 
     Raises:
-        ResultError: the folder holds no clusters, or they were damaged.
+        ResultError: the folder holds no clusters, or they or a circuit were damaged.
     """
     folder = Path(folder)
     samples = load_samples(folder)
     clustering = load_clustering(folder, samples.hash)
-    circuits = {data["cluster"]: data for data in read_clusters(folder / "circuits")}
+    circuits = {data["cluster"]: data for data in read_clusters(folder / CIRCUITS)}
     rare = _rarity(samples)
-    records = [record(samples, clustering, number, circuits.get(number), rare) for number in range(clustering.k)]
-    form, style = template("discover_cluster.html.j2"), _style()  # read once: there may be thousands of pages
-    for number, one in enumerate(records):
-        page = cluster_page(samples, clustering, one, circuits.get(number), form, style)
+    form, look = template("discover_cluster.html.j2"), _look()  # read once: there may be thousands of pages
+    records = []
+    for number in range(clustering.k):
+        data, own = circuits.get(number), cluster_folder(folder / CIRCUITS, number)
+        try:
+            one = record(samples, clustering, number, data, rare)
+            circuit = None if data is None or "error" in data else cluster_circuit(data, own)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ResultError(
+                f"is not what `crosspatch discover` writes ({type(error).__name__}: {error})", where=str(own),
+                fix="delete it, and run the command again with --resume",
+            ) from error  # fmt: skip
+        page = cluster_page(samples, clustering, one, circuit, form, look)
         write_atomic(folder / PAGES / page_name(number), page.encode())
+        records.append(one)
     path = folder / INDEX
-    write_atomic(path, index_page(samples, clustering, records, _table(folder), _facts(folder, samples)).encode())
+    facts = _facts(folder, samples, clustering)
+    page = index_page(samples, clustering, records, _table(folder), facts, command_of(folder))
+    write_atomic(path, page.encode())
     return path
 
 
@@ -73,12 +94,14 @@ def record(
     losses = samples.losses[members]
     failed = circuit is not None and "error" in circuit
     found = circuit if circuit is not None and not failed else None
-    return {
+    judged = found["evaluation"] if found else dict.fromkeys(SHARES)
+    about = {
         "id": number,
         "page": f"{PAGES}/{page_name(number)}",
         "size": len(members),
         "documents": len(np.unique(samples.documents[members])),
-        "loss": round(float(losses.mean()), 4),
+        "loss": nats(float(losses.mean())),
+        "mean": round(float(losses.mean()), 6),
         "answers": [[visible(word), n] for word, n in answers.most_common(ANSWERS)],
         "distinct": len(answers),
         "tokens": [visible(samples.tokens[token]) for token in telling],
@@ -86,9 +109,10 @@ def record(
         "purity": round(labels[0][1] / len(members), 4) if labels else None,
         "examples": [_example(samples, int(i)) for i in _spread(members, SHOWN)],
         "nodes": [node["node"] for node in found["nodes"]] if found else [],
-        "faithfulness": found["evaluation"]["faithfulness"] if found else None,
+        **{name: judged[name] for name in SHARES},
         "error": circuit["error"]["what"] if circuit is not None and failed else None,
     }
+    return {**about, "title": title_of(about)}
 
 
 def index_page(
@@ -97,12 +121,13 @@ def index_page(
     records: Sequence[dict[str, Any]],
     table: list[dict[str, Any]],
     facts: dict[str, str],
+    command: str = "",
 ) -> str:
     """The index as text."""
     return template("discover.html.j2").render(
         policy=POLICY,
-        style=_style(),
-        script=Markup(template_text("discover.js")),
+        **_look(),
+        own_script=Markup(template_text("discover.js")),
         data=_data(records),
         records=records,
         samples=samples,
@@ -111,7 +136,10 @@ def index_page(
         circuits=sum(bool(one["nodes"]) for one in records),
         failed=sum(one["error"] is not None for one in records),
         table=table,
+        headline=_headline(table),
+        loss=nats(float(samples.losses.mean())),
         facts=facts,
+        command=command,
     )
 
 
@@ -119,35 +147,69 @@ def cluster_page(
     samples: Samples,
     clustering: Clustering,
     about: dict[str, Any],
-    circuit: dict[str, Any] | None,
+    circuit: ClusterCircuit | None,
     form: Template,
-    style: Markup,
+    look: dict[str, Markup],
 ) -> str:
     """The page of one cluster as text.
 
     Args:
         about: its `record`.
-        circuit: its `cluster.json`.
-        form, style: template and style sheet.
+        circuit: its circuit, if it has one.
+        form, look: template, and styles and scripts.
     """
     members = clustering.members(about["id"])
     shown = members[np.argsort(samples.losses[members], kind="stable")][:CONTEXTS]
     losses = samples.losses[members]
     number = about["id"]
+    contexts = [(_context(samples, int(i)), nats(samples.losses[i]), _label(samples, int(i))) for i in shown]
     return form.render(
         policy=POLICY,
-        style=style,
+        **look,
+        own_script=Markup(template_text("circuits.js")) if circuit is not None else "",
         about=about,
         before=page_name(number - 1) if number else None,
         after=page_name(number + 1) if number + 1 < clustering.k else None,
-        contexts=[(_context(samples, int(i)), f"{samples.losses[i]:.3f}", _label(samples, int(i))) for i in shown],
+        contexts=contexts[:AT_ONCE],
+        more=contexts[AT_ONCE:],
         total=len(members),
-        losses={"mean": losses.mean(), "median": np.median(losses), "largest": losses.max()},
+        losses=[nats(float(f(losses))) for f in (np.mean, np.median, np.max)],
         labels=_label_counts(samples, members),
-        circuit=circuit if circuit is not None and "error" not in circuit else None,
-        bars=_bars(circuit),
-        percent=percent,
+        circuit=circuit,
     )
+
+
+def title_of(about: dict[str, Any]) -> str:
+    """What a cluster is called: by its answers, the commonest first."""
+    words = [f"\N{LEFT DOUBLE QUOTATION MARK}{word.strip() or word}\N{RIGHT DOUBLE QUOTATION MARK}"
+             for word, _ in about["answers"][:NAMED]]  # fmt: skip
+    more = about["distinct"] - len(words)
+    return f"Cluster {about['id']}: {', '.join(words)}" + (f" and {more} more" if more else "")
+
+
+def nats(loss: float) -> str:
+    """A loss; one that would be rounded to nothing says so."""
+    return "< 0.001" if 0 <= loss < 0.0005 else f"{loss:.3f}"
+
+
+def _headline(table: Sequence[dict[str, Any]]) -> str:
+    """Whether the vectors have found more than tokens say; nothing without labels to judge by."""
+    judged = [row for row in table if row.get("truth") is not None]
+    known = [row for row in judged if row["clustering"] in LIKE_TOKENS]
+    found = [row for row in judged if row["clustering"] not in LIKE_TOKENS]
+    if not known or not found:
+        return ""
+    best, ours = (max(rows, key=lambda row: row["truth"]) for rows in (known, found))
+    does = "more than" if ours["truth"] > best["truth"] else "no more than"
+    return (
+        f"Clusters by {ours['clustering']} agree with what the text's generator was doing {does} the best clustering "
+        f"by tokens alone ({best['clustering']}): adjusted Rand index {_ranged(ours)} against {_ranged(best)}."
+    )
+
+
+def _ranged(row: dict[str, Any]) -> str:
+    ends = "" if row["truth_low"] is None else f" [{row['truth_low']:.2f}, {row['truth_high']:.2f}]"
+    return f"{row['truth']:.2f}{ends}".replace("-", MINUS)
 
 
 def _rarity(samples: Samples) -> dict[int, float]:
@@ -185,16 +247,15 @@ def _label_counts(samples: Samples, members: np.ndarray) -> list[tuple[str, str]
     return [(label, percent(n / len(members))) for label, n in counts]
 
 
-def _bars(circuit: dict[str, Any] | None) -> dict[str, float]:
-    """Width of each node's bar, of the largest 100."""
-    if circuit is None or "error" in circuit or not circuit["nodes"]:
-        return {}
-    most = max(abs(node["effect"]) for node in circuit["nodes"]) or 1.0
-    return {node["node"]: round(100 * abs(node["effect"]) / most, 1) for node in circuit["nodes"]}
-
-
-def _style() -> Markup:
-    return Markup(template_text("style.css") + template_text("discover.css"))
+def _look() -> dict[str, Markup]:
+    """Styles and scripts of all pages."""
+    sheets = ("style.css", "circuits.css", "features.css", "discover.css")
+    return {
+        "style": Markup("".join(map(template_text, sheets))),
+        "figure_css": Markup(FIGURE_CSS),
+        "figure_css_dark": Markup(FIGURE_CSS_DARK),
+        "script": Markup(template_text("report.js")),
+    }
 
 
 def _data(records: Sequence[dict[str, Any]]) -> Markup:
@@ -215,20 +276,39 @@ def _table(folder: Path) -> list[dict[str, Any]]:
         raise ResultError(f"cannot be read ({error})", where=str(path), fix="delete it") from error
 
 
-def _facts(folder: Path, samples: Samples) -> dict[str, str]:
+INDUCTION = {
+    "bigram": "answers that followed the same token earlier are dropped",
+    "trigram": "answers that followed the same two tokens earlier are dropped",
+    "keep": "induction is kept",
+}
+METHODS = {"spectral": "spectral clustering", "kmeans": "spherical k-means"}
+
+
+def _facts(folder: Path, samples: Samples, clustering: Clustering) -> dict[str, str]:
     """What a reproduction needs."""
-    counts = samples.origin.get("counts", {})
-    facts = {
-        "text": str(samples.origin.get("text", "")),
-        "model": str(samples.origin.get("model", "")),
-        "kept": f"loss below {samples.origin.get('threshold')} nats, induction: {samples.origin.get('induction')}",
-        "read": ", ".join(f"{n:,} {name}" for name, n in counts.items()),
-        "samples": samples.hash[:16],
-    }
+    origin, about = samples.origin, clustering.about
+    counts = {name: f"{n:,}" for name, n in origin.get("counts", {}).items()}
+    induction, method = str(origin.get("induction")), str(about.get("method"))
+    facts = {"model": str(origin.get("model", "")), "text": str(origin.get("text", ""))}
+    if {"documents", "tokens", "sure", "induction"} <= set(counts):
+        facts["text"] += f": {counts['documents']} documents read, {counts['tokens']} tokens"
+        facts["predictions"] = f"{counts['sure']} were sure, {counts['induction']} of these induction"
+    facts["samples"] = f"loss below {origin.get('threshold')} nats; {INDUCTION.get(induction, induction)}"
+    rule = f", chosen: {about['chosen']['rule']}" if "chosen" in about else ""
+    facts["clustering"] = f"{METHODS.get(method, method)}, {clustering.k} clusters{rule}"
     path = folder / "discover.json"
     if path.is_file():
-        settings = read_json(path).get("settings", {})
-        for name in ("vectors", "positions", "clustering", "k", "seed", "features"):
-            if name in settings:
-                facts[name] = json.dumps(settings[name], ensure_ascii=False)
+        facts |= _settings(read_json(path).get("settings", {}))
+    return {**facts, "hash of the samples": samples.hash[:16]}
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, str]:
+    """What was asked for, of which the samples and clusters say nothing themselves."""
+    positions = settings.get("positions")
+    where = "summed over positions" if positions == "sum" else f"of the last {positions} positions"
+    where = "of the position that predicts the answer" if positions == 1 else where
+    facts = {"vectors": f"{settings.get('vectors')} {where}", "seed": str(settings.get("seed"))}
+    if features := settings.get("features"):
+        names, width = ", ".join(str(place) for place, _ in features), sum(int(wide) for _, wide in features)
+        facts["dictionaries"] = f"{width:,} features at {len(features)} places ({names})"
     return facts

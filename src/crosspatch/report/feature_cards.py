@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from crosspatch.report.html import POLICY, template, template_text
-from crosspatch.report.svg import tag
+from crosspatch.report.svg import signed, tag
 from crosspatch.report.tokens import visible
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def cards_page(
         question=question,
         policy=POLICY,
         style=Markup(template_text("style.css") + template_text("feature_cards.css")),
-        script=Markup(template_text("feature_cards.js")) if question else "",
+        script=Markup(template_text("report.js")),
+        own_script=Markup(template_text("feature_cards.js")) if question else "",
     )
 
 
@@ -92,7 +93,10 @@ def card_name(card: Card) -> str:
 def _row(card: Card, number: int, notes: Mapping[str, str], question: Question | None) -> _Row:
     name = card_name(card)
     if card.top:
-        said = f"active at {_share(card.density)} of tokens, mean {card.mean:.3g}, at most {card.maximum:.3g}"
+        said = (
+            f"active at {density_words(card.density)} of tokens; mean {card.mean:.3g} where it is active, at most "
+            f"{card.maximum:.3g}"
+        )
     else:
         said = "never active in this text"
     return _Row(
@@ -102,17 +106,23 @@ def _row(card: Card, number: int, notes: Mapping[str, str], question: Question |
         said,
         _histogram(card) if card.top else Markup(""),
         tuple(context_line(context, card.maximum) for context in card.top),
-        tuple((visible(token), f"{score:+.2f}") for token, score in card.promoted),
-        tuple((visible(token), f"{score:+.2f}") for token, score in card.suppressed),
+        tuple((visible(token), signed(score, 2)) for token, score in card.promoted),
+        tuple((visible(token), signed(score, 2)) for token, score in card.suppressed),
         notes.get(name, ""),
         (question.chosen or {}).get(name, question.choices[0]) if question else "",
     )
 
 
 def context_line(context: Context | Shown, largest: float) -> Markup:
-    """A context, its tokens tinted by activation; the token that it was chosen for is outlined."""
-    boxes = []
+    """A context, its active tokens tinted; the token that it was chosen for is outlined."""
+    boxes: list[Markup] = []
+    silent: list[str] = []  # tokens without activation need no element each: pages have many
     for i, (token, value) in enumerate(zip(context.tokens, context.values, strict=True)):
+        if value <= 0 and i != context.at:
+            silent.append(visible(token))
+            continue
+        boxes.append(escape("".join(silent)))
+        silent.clear()
         share = min(1.0, max(0.0, value / largest)) if largest > 0 else 0.0
         boxes.append(
             tag(
@@ -123,6 +133,7 @@ def context_line(context: Context | Shown, largest: float) -> Markup:
                 title=f"{value:.3g}" if value > 0 else None,
             )
         )
+    boxes.append(escape("".join(silent)))
     strength = tag("span", f"{context.values[context.at]:.3g}", class_="strength")
     return tag("li", strength, tag("span", *boxes, class_="words"))
 
@@ -146,10 +157,13 @@ def _histogram(card: Card, width: float = 200.0, height: float = 44.0) -> Markup
     base = tag("line", x1=0.0, x2=width, y1=height, y2=height)
     label = f"Histogram of activations above 0, up to {edges[-1]:.3g}"
     size = f"0 0 {width:.0f} {height + 1:.0f}"
-    return tag(
+    drawn = tag(
         "svg", *bars, base, class_="hist", viewBox=size, width=width, height=height + 1, role="img", aria_label=label
     )
+    ends = tag("span", "0"), tag("span", "activation"), tag("span", f"{edges[-1]:.3g}")
+    return drawn + tag("div", *ends, class_="ends", style=f"width:{width:.0f}px")
 
 
-def _share(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+def density_words(share: float) -> str:
+    """A share of tokens, of which rare ones keep two digits."""
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"

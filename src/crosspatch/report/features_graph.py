@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from crosspatch.features.nodes import Node
-from crosspatch.report.circuits_layout import LEFT, Box, End, Layout, lay_out
+from crosspatch.report.circuits_layout import GAP, LEFT, Box, End, Layout, lay_out
 from crosspatch.report.features_cards import FeatureCard
 from crosspatch.report.svg import Figure, Panel, diverging, interval, number, signed, tag
 from crosspatch.report.tokens import visible
@@ -27,6 +27,8 @@ LONGEST = 11
 TINT = 0.5
 """Colour of the node of largest effect, as a share of the scale: text on it stays readable."""
 CORNER = 8.0
+BAR, BAR_LETTERS = 44.0, 6
+"""Where no edges are drawn: the bar of the largest effect, and letters of a box that it fits into."""
 _PLACE = re.compile(r"([amr])(\d+)(\.\w+)?$")
 _WORDS = {"a": "attention", "m": "MLP", "r": "stream"}
 
@@ -66,34 +68,60 @@ def feature_graph(
     places: Sequence[str],
     order: Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """Draw a feature circuit.
 
+    Without edges, the nodes of a row stand by effect, the largest first, each with a bar as long as its effect.
+
     Args:
         nodes: in any order; edges mean their numbers.
-        edges: those of the circuit.
+        edges: those of the circuit; none where they were not computed.
         places: in the order of the computation.
         order: spans in the order of the prompt.
         labels: what stands below the name of a span: a token of an example.
     """
     strongest = sorted(edges, key=lambda edge: -abs(edge.effect))
     drawn = strongest[:MOST_LINES]
-    boxes = [_box(one, places) for one in nodes]
+    rank = {i: n for n, i in enumerate(sorted(range(len(nodes)), key=lambda i: -abs(nodes[i].effect)))}
+    boxes = [_box(one, places, None if edges else rank[i]) for i, one in enumerate(nodes)]
     last = _last_column([box.column for box in boxes], order)
     logits = Box("logits", last, float(len(places)), bar=True, cells={"logits": []})
     layout = lay_out(
-        [*boxes, logits], [_end(boxes[e.up], logits if e.down < 0 else boxes[e.down]) for e in drawn], order
+        [*boxes, logits],
+        [_end(boxes[e.up], logits if e.down < 0 else boxes[e.down]) for e in drawn],
+        order,
+        narrow=narrow or not edges,
     )
     caption, alt = _caption(drawn, strongest, any(one.node.feature is None for one in nodes), len(layout.columns) > 1)
     panel = _panel(nodes, drawn, [*boxes, logits], layout, places, labels or {})
     return Figure((panel,), caption, alt)
 
 
-def _box(one: GraphNode, places: Sequence[str]) -> Box:
-    """A box wide enough for what is written in it."""
+def fitting(nodes: Sequence[GraphNode], room: float, bars: bool) -> list[int]:
+    """Numbers of the largest nodes of every place, as many as fit into a row of `room` pixels, the largest first.
+
+    Args:
+        bars: no edges are drawn, but bars.
+    """
+    left: dict[str, float] = {}
+    found = []
+    for i in sorted(range(len(nodes)), key=lambda i: -abs(nodes[i].effect)):
+        place = nodes[i].node.place
+        box = _box(nodes[i], [place], i if bars else None)
+        left[place] = left.get(place, room) - sum(map(box.cell_width, box.cells)) - GAP
+        if left[place] >= 0:
+            found.append(i)
+    return found
+
+
+def _box(one: GraphNode, places: Sequence[str], rank: int | None) -> Box:
+    """A box wide enough for what is in it. Boxes that no line pulls elsewhere stand in the order of their units."""
     head, below = _lines(one)
-    name = head.ljust(len(below))
-    return Box(str(one.node), _column(one.node.span), float(places.index(one.node.place)), False, {name: ["x"]})
+    name = head.ljust(len(below) if rank is None else max(len(below), BAR_LETTERS))
+    unit = str(one.node) if rank is None else f"{rank:06d}"
+    return Box(unit, _column(one.node.span), float(places.index(one.node.place)), False, {name: ["x"]})
 
 
 def _end(before: Box, after: Box) -> End:
@@ -144,7 +172,7 @@ def _panel(
         parts.append(_stroke(edge, route, limit, nodes))
     largest = max((abs(one.effect) for one in nodes), default=0.0)
     for i, (one, box) in enumerate(zip(nodes, boxes, strict=False)):
-        parts.append(_node(one, box, layout, i, largest))
+        parts.append(_node(one, box, layout, i, largest, bar=not edges))
     parts.append(_logits(boxes[-1], layout))
     return Panel(Markup("").join(parts), layout.width, layout.height + (18 if any(layout.columns) else 0))
 
@@ -178,7 +206,7 @@ def _stroke(edge: GraphEdge, route: str, limit: float, nodes: Sequence[GraphNode
     )
 
 
-def _node(one: GraphNode, box: Box, layout: Layout, number_: int, largest: float) -> Markup:
+def _node(one: GraphNode, box: Box, layout: Layout, number_: int, largest: float, *, bar: bool) -> Markup:
     x, y = layout.x_of(box), layout.y_of(box)
     left, top = x - box.width / 2, y - box.height / 2
     head, below = _lines(one)
@@ -199,6 +227,11 @@ def _node(one: GraphNode, box: Box, layout: Layout, number_: int, largest: float
     words = [tag("text", head, x=x, y=top + (14.0 if below else box.height / 2 + 4), text_anchor="middle", class_="m")]
     if below:
         words.append(tag("text", below, x=x, y=top + box.height - 6, text_anchor="middle", class_="port"))
+    if bar and largest:
+        long = BAR * abs(one.effect) / largest
+        place = {"x": x - long / 2, "y": top + box.height + 3, "width": max(long, 1.0), "height": 3.5}
+        colour = {"class_": "w0", "fill": "#175ca3"} if one.effect >= 0 else {"class_": "neg", "fill": "#be4e14"}
+        words.append(tag("rect", **place, **colour, rx=1))
     return tag("g", frame, *words, class_="part", data_n=number_)
 
 
@@ -226,8 +259,16 @@ def _caption(drawn: Sequence[GraphEdge], every: Sequence[GraphEdge], errors: boo
         Markup(
             '<b class="hotkey">Blue</b> nodes and edges help the behaviour, <b class="coldkey">orange</b> ones work '
             "against it; the tint grows with a node's effect, the width with the root of an edge's."
+        )
+        if every
+        else Markup(
+            '<b class="hotkey">Blue</b> nodes help the behaviour, <b class="coldkey">orange</b> ones work against it; '
+            "the bar below a node is as long as its effect is large, and a row begins with the largest. No edges were "
+            "computed."
         ),
-        Markup("Columns are spans of tokens: a line that crosses them is attention.") if columns else None,
+        Markup("Columns are spans of tokens{}.").format(": a line that crosses them is attention" if every else "")
+        if columns
+        else None,
         Markup("The {} strongest of {} edges are drawn.").format(f"{len(drawn):,}", f"{len(every):,}")
         if len(drawn) < len(every)
         else None,

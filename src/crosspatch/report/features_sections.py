@@ -18,7 +18,7 @@ from crosspatch.features.found import FeatureEffects
 from crosspatch.features.nodes import NodeSet
 from crosspatch.report import paths_figures as figures
 from crosspatch.report.circuits_figures import scatter
-from crosspatch.report.feature_cards import context_line
+from crosspatch.report.feature_cards import context_line, density_words
 from crosspatch.report.features import EdgesHeld, Feature, Held, Sized
 from crosspatch.report.features_cards import TOKENS, FeatureCard
 from crosspatch.report.features_curves import curve_rows, curves_chart
@@ -98,7 +98,7 @@ def _feature(one: GraphNode, row: Row) -> Feature:
         return Feature(row, "error term", "", (), (), ())
     if card is None:
         return Feature(row, "feature", "", (), (), ())
-    density = f"active at {100 * card.density:.2g} % of tokens" if card.contexts else "never active in the text"
+    density = f"active at {density_words(card.density)} of tokens" if card.contexts else "never active in the text"
     tokens = [tuple(visible(token.strip()) for token in some[:TOKENS]) for some in (card.raises, card.lowers)]
     lines = tuple(context_line(context, card.maximum) for context in card.contexts[:CONTEXTS])
     return Feature(row, "feature", density, tokens[0], tokens[1], lines)

@@ -21,7 +21,7 @@ from crosspatch.report.data import Gate
 from crosspatch.report.html import POLICY, template, template_text
 from crosspatch.report.paths_graph import hypothesis_graph
 from crosspatch.report.paths_mediation import Decohered, Mediated
-from crosspatch.report.paths_rows import TOP, Row, between, facts_of, share_range
+from crosspatch.report.paths_rows import TOP, Row, between, facts_of, plain_range, share_range
 from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, percent, signed, tag
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crosspatch.paths.scores import PathTest
     from crosspatch.paths.sender import SenderEffects
 
+NOISY = "The total effect is so near the numerical floor that proportions of it are noise: there is nothing to explain."
 QUOTED = "\N{LEFT DOUBLE QUOTATION MARK}{}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
@@ -65,6 +66,7 @@ class Attributed:
     headline: tuple[str, ...]
     name: str
     unit: str
+    quantity: str
     strip: Markup
     drawing: Drawing
     rows: tuple[Row, ...]
@@ -168,8 +170,9 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
                 percent(r["needed"]),
                 share_range(r["needed_low"], r["needed_high"]),
                 f"{r['aue']:.4g}",
-                f"[{r['aue_low']:.4g}, {r['aue_high']:.4g}]",
+                plain_range(r["aue_low"], r["aue_high"]),
                 percent(r["loss_recovered"]),
+                share_range(r["loss_recovered_low"], r["loss_recovered_high"]),
             ),
             figures.bars(both, axis, share=True, marks=(0.0, 1.0)),
         )
@@ -185,10 +188,10 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
     if about["always"] is not None:
         drawings.append(_drawn("always: on the reference in every hypothesis", from_json(about["always"]), order))
     return Scores(
-        tuple(_verdicts(records)),
+        (NOISY,) if scored.is_noise else tuple(_verdicts(records)),
         {
             "pairs": str(len(scored.total)),
-            f"ATE, {about['unit']}": f"{mean:.3g} [{low:.3g}, {high:.3g}]",
+            f"ATE, {about['unit']}": f"{mean:.3g} {plain_range(low, high)}",
             "numerical floor": f"{floor:.0e}",
         },
         rows,
@@ -196,7 +199,7 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
         tuple(
             Row(
                 f"{QUOTED.format(r['first'])} against {QUOTED.format(r['second'])}",
-                (f"{r['difference']:.4g}", f"[{r['low']:.4g}, {r['high']:.4g}]", f"{r['p']:.3f}", f"{r['q']:.3f}"),
+                (f"{r['difference']:.4g}", plain_range(r["low"], r["high"]), f"{r['p']:.3f}", f"{r['q']:.3f}"),
             )
             for r in compared.to_dict("records")
         ),
@@ -239,7 +242,7 @@ def attribution_section(
     Args:
         following: the token that should come after the prompt, where its prediction was read.
     """
-    nan = math.nan
+    nan, quantity = math.nan, str(seen.about.get("quantity", "loss"))
     shown = [figures.ReadToken(text, nan, nan, nan, nan) for text in seen.tokens]
     shown += [figures.ReadToken(following, nan, nan, nan, nan)] if following else []
     rows, lanes = [], []
@@ -256,10 +259,11 @@ def attribution_section(
     return Attributed(
         (
             f"Most changes on {text!r} at token {position}: {signed(effect)} {seen.unit} {between(low, high)}, "
-            f"where the model's own loss is {loss:.3g}.",
+            f"where the model's own {quantity} is {loss:.3g}.",
         ),
         name,
         seen.unit,
+        quantity,
         figures.token_strip(shown, seen.unit),
         _drawn(name, claim, _order(pairs)),
         tuple(
@@ -271,7 +275,9 @@ def attribution_section(
             for (position, text, effect, low, high, loss), lane in ranked
         ),
         figures.scale(axis, share=False),
-        {"counterfactual prompts": str(len(seen.draws))} | ({"pairs": pairs.provenance} if pairs is not None else {}),
+        facts_of(seen.about, skip=("patched", "always", "quantity"))
+        | {"counterfactual prompts": str(len(seen.draws))}
+        | ({"pairs": pairs.provenance} if pairs is not None else {}),
     )
 
 
@@ -286,14 +292,21 @@ def sweep_section(swept: SenderEffects) -> Swept:
     return Swept(
         (
             f"{first['sender']} feeds {', '.join(about['receivers'])} most: {signed(first['effect'])} {about['unit']} "
-            f"{between(first['low'], first['high'])}, {percent(first['share'])} of the total effect.",
+            f"{between(first['low'], first['high'])}, {percent(first['share'])} "
+            f"{share_range(first['share_low'], first['share_high'])} of the total effect.",
         ),
         f"What feeds {', '.join(about['receivers'])}",
         figures.sender_maps(records, about["unit"]),
         tuple(
             Row(
                 r["sender"],
-                (signed(r["effect"]), between(r["low"], r["high"]), percent(r["share"]), f"{r['q']:.3f}"),
+                (
+                    signed(r["effect"]),
+                    between(r["low"], r["high"]),
+                    percent(r["share"]),
+                    share_range(r["share_low"], r["share_high"]),
+                    f"{r['q']:.3f}",
+                ),
                 figures.bars([lane], axis, share=False),
             )
             for r, lane in zip(top, lanes, strict=True)
@@ -308,11 +321,12 @@ def sweep_section(swept: SenderEffects) -> Swept:
 def refinement_section(grown: Refinement, pairs: Pairs | None = None) -> Refined:
     """What `refine` found."""
     log = grown.log.to_dict("records")
-    last = log[-1]["explained_held_out"]
+    last = log[-1]
+    explained = f"{percent(last['explained_held_out'])} {share_range(last['held_out_low'], last['held_out_high'])}"
     said = [
         f"After {len(log) - 1} step{'' if len(log) == 2 else 's'} {len(grown.patterns)} "
         f"pattern{'' if len(grown.patterns) == 1 else 's'} explain{'s' if len(grown.patterns) == 1 else ''} "
-        f"{percent(last)} of the total effect on pairs that the search did not see."
+        f"{explained} of the total effect on pairs that the search did not see."
         if grown.patterns
         else "No step surely explains enough, so that no path is claimed."
     ]
@@ -323,13 +337,26 @@ def refinement_section(grown: Refinement, pairs: Pairs | None = None) -> Refined
         )
     return Refined(
         tuple(said),
-        figures.step_chart([r["explained"] for r in log], [r["explained_held_out"] for r in log], grown.random),
+        figures.step_chart(
+            [r["explained"] for r in log],
+            [(r["explained_held_out"], r["held_out_low"], r["held_out_high"]) for r in log],
+            grown.random,
+        ),
         tuple(
-            Row(str(i), (r["step"], r["pattern"], percent(r["explained"]), percent(r["explained_held_out"])))
+            Row(
+                str(i),
+                (
+                    r["step"],
+                    r["pattern"],
+                    percent(r["explained"]),
+                    percent(r["explained_held_out"]),
+                    share_range(r["held_out_low"], r["held_out_high"]),
+                ),
+            )
             for i, r in enumerate(log)
         ),
         _drawn("where the search ended", paths(*grown.patterns), _order(pairs)) if grown.patterns else None,
-        facts_of(grown.about),
+        facts_of(grown.about) | {"numerical floor (AUE at all paths, held-out pairs)": f"{grown.floor.mean():.1e}"},
     )
 
 

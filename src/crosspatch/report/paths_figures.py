@@ -179,9 +179,16 @@ def sender_maps(rows: Sequence[Mapping[str, float | str]], unit: str, what: str 
     )
 
 
-def step_chart(searched: Sequence[float], held_out: Sequence[float], random: Float[np.ndarray, " draw"]) -> Figure:
-    """Proportion explained after every step, and that of random hypotheses of as many patterns beside the last one."""
-    finite = [v for v in (*searched, *held_out, *random.tolist()) if math.isfinite(v)]
+def step_chart(
+    searched: Sequence[float], held_out: Sequence[tuple[float, float, float]], random: Float[np.ndarray, " draw"]
+) -> Figure:
+    """Proportion explained after every step, and that of random hypotheses of as many patterns beside the last one.
+
+    Args:
+        held_out: with both ends of its interval.
+    """
+    ends = [v for step in held_out for v in step]
+    finite = [v for v in (*searched, *ends, *random.tolist()) if math.isfinite(v)]
     low, high = max(-1.0, min([0.0, *finite])), max([1.0, *finite])
     wide = max(280.0, min(620.0, 90.0 * (len(searched) + 1)))
     left, right, bottom = 52.0, 52.0 + wide, 236.0
@@ -196,13 +203,20 @@ def step_chart(searched: Sequence[float], held_out: Sequence[float], random: Flo
     for i in range(0, len(searched), every):
         words = "start" if i == 0 else str(i)
         parts.append(tag("text", words, x=across(i), y=bottom + 16, text_anchor="middle", class_="s"))
-    for name, values, tone, dash in (("pairs searched", searched, "n", "5 4"), ("held-out pairs", held_out, "d", None)):
+    for i, (_, least, most) in enumerate(held_out):
+        if math.isfinite(least) and math.isfinite(most):
+            x, top, below = across(i), up(min(most, high)), up(max(least, low))
+            parts.append(tag("line", x1=x, x2=x, y1=below, y2=top, class_="dl", stroke_width=1.4, opacity=0.6))
+    means = [mean for mean, _, _ in held_out]
+    for name, values, tone, dash in (("pairs searched", searched, "n", "5 4"), ("held-out pairs", means, "d", None)):
         dots = [(across(i), up(v), v, i) for i, v in enumerate(values) if math.isfinite(v)]
         line = "".join(f"{'L' if k else 'M'}{number(x)} {number(y)}" for k, (x, y, _, _) in enumerate(dots))
         if line:
             parts.append(tag("path", d=line, fill="none", class_=f"{tone}l", stroke_width=2, stroke_dasharray=dash))
         for x, y, v, i in dots:
-            parts.append(tag("circle", tag("title", f"step {i}, {name}: {percent(v)}"), cx=x, cy=y, r=3.6, class_=tone))
+            between = [f"[{percent(a)}, {percent(b)}]" for _, a, b in held_out[i : i + 1] if values is means]
+            said = " ".join([f"step {i}, {name}: {percent(v)}", *between])
+            parts.append(tag("circle", tag("title", said), cx=x, cy=y, r=3.6, class_=tone))
     if len(random):
         x = right - 40
         for k, v in enumerate(random.tolist()):
@@ -213,9 +227,9 @@ def step_chart(searched: Sequence[float], held_out: Sequence[float], random: Flo
         parts.append(tag("text", "random", x=x, y=bottom + 16, text_anchor="middle", class_="s"))
     parts.append(tag("text", "steps taken", x=(left + right - 90) / 2, y=bottom + 34, text_anchor="middle", class_="s"))
     caption = Markup(
-        'Proportion explained. <b class="den">Solid: held-out pairs</b>, which only scored the steps. '
+        'Proportion explained. <b class="den">Solid: held-out pairs</b>, which only scored the steps (95 % intervals). '
         '<b class="noi">Dashed: the pairs searched.</b> Grey: random hypotheses of as many patterns, on held-out pairs.'
     )
-    last = percent(held_out[-1]) if held_out else "n/a"
+    last = percent(means[-1]) if means else "n/a"
     alt = f"Line chart of the proportion explained over {len(searched) - 1} steps; {last} at the end on held-out pairs."
     return Figure((Panel(Markup("").join(parts), right + 6, bottom + 40),), caption, alt)

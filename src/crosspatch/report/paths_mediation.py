@@ -63,13 +63,16 @@ def mediation_section(found: Mediation) -> Mediated:
     row_axis = figures.axis_of(mediators)
     total, direct, mediated, _ = split
     sure = total["low"] > 0 or total["high"] < 0
+    unsure = "the interval holds zero" if math.isfinite(total["low"]) else "these are too few independent pairs"
     effect = f"{signed(total['effect'])} {unit} {between(total['low'], total['high'])}"
     does = f"All paths through {found.sender} do {effect}"
-    alone, passed = percent(direct["share"]), percent(mediated["share"])
+    alone, passed = (
+        f"{percent(r['share'])} {share_range(r['share_low'], r['share_high'])}" for r in (direct, mediated)
+    )
     said = [
         f"{does}: {alone} of it straight to the logits, {passed} through other parts."
         if sure
-        else f"{does}: the interval holds zero, so that there is no sure effect to split."
+        else f"{does}: {unsure}, so that there is no sure effect to split."
     ]
     if top and sure:
         first = top[0]
@@ -88,6 +91,7 @@ def mediation_section(found: Mediation) -> Mediated:
                     signed(r["effect"]),
                     between(r["low"], r["high"]),
                     percent(r["share"]) if sure else "",
+                    share_range(r["share_low"], r["share_high"]) if sure else "",
                 ),
                 figures.bars([lane], axis, share=False),
             )

@@ -24,12 +24,20 @@ class Row:
     bar: Markup | None = None
 
 
+NO_INTERVAL = "(no interval)"
+"""Where fewer than two independent pairs are there, or the number itself is undefined."""
+
+
 def share_range(low: float, high: float) -> str:
-    return f"[{percent(low)}, {percent(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"[{percent(low)}, {percent(high)}]" if math.isfinite(low) and math.isfinite(high) else NO_INTERVAL
 
 
 def between(low: float, high: float) -> str:
-    return f"[{signed(low)}, {signed(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"[{signed(low)}, {signed(high)}]" if math.isfinite(low) and math.isfinite(high) else NO_INTERVAL
+
+
+def plain_range(low: float, high: float) -> str:
+    return f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) and math.isfinite(high) else NO_INTERVAL
 
 
 def facts_of(about: dict[str, Any], skip: Sequence[str] = ()) -> dict[str, str]:

@@ -81,7 +81,8 @@ def section_of(result: Result, about: Mapping[str, Any]) -> dict[str, Any]:
 def _prompt(about: Mapping[str, Any]) -> Pairs:
     """As much of the pairs as a page shows: provenance, and where the spans of the first prompt lie."""
     spans = {str(name): (int(ends[0]), int(ends[1])) for name, ends in about["spans"].items()}
-    return Pairs([[]], [[]], [()], [()], [[]], [[]], [spans], [""], str(about["provenance"]))
+    ids = [0] * max(1, *(end for _, end in spans.values()), 1)
+    return Pairs([ids], [ids], [(0,)], [(-1,)], [[]], [[]], [spans], [""], str(about["provenance"]))
 
 
 def _words(value: Mapping[str, Any]) -> dict[str, str]:

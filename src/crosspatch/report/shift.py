@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from crosspatch.report.html import POLICY, template, template_text
-from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, Panel, signed, tag
+from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, Figure, Panel, percent, signed, tag
 from crosspatch.report.tokens import visible
 from crosspatch.shift.result import FILE, ORIGINAL, ShiftResult, load_shift
 
@@ -20,7 +20,10 @@ MEASURES = (
     ("spurious", "agrees with the other attribute"),
     ("worst", "accuracy in the worst group"),
 )
-PANEL, LANE, LEFT = 228.0, 22.0, 240.0
+PANEL, LANE, LEFT, NARROW_LEFT, NARROW = 250.0, 22.0, 232.0, 238.0, 200.0
+"""Pixels: of one measure, of one method, and of the methods' names; the same two where the page is narrow."""
+SEEN = 30
+"""Judged features that are seen at once."""
 CONTROLS = ("cue words removed", "mean embeddings, cue words removed")
 
 
@@ -66,17 +69,20 @@ def headline_of(result: ShiftResult, frame: pd.DataFrame) -> list[str]:
     label, other = (" or ".join(result.about[name]) for name in ("label", "other"))
     before, after = at.loc[ORIGINAL], at.loc["SHIFT"]
     removed = int(after["ablated"])
+
+    def now(name: str, more: str = "") -> str:
+        return f"{percent(after[name])} (before: {percent(before[name])}{more})"
+
     said = [
         f"Without {removed} of {sum(f.in_circuit for f in result.features)} features of its circuit the classifier of "
-        f"{label} is right on {after['label']:.0%} of held-out texts (before: {before['label']:.0%}) and agrees with "
-        f"{other} on {after['spurious']:.0%} (before: {before['spurious']:.0%}; 50% says nothing of it); its worst "
-        f"group is at {after['worst']:.0%} (before: {before['worst']:.0%})."
+        f"{label} is right on {now('label')} of held-out texts and agrees with {other} on "
+        f"{now('spurious', '; chance: 50 %')}; its worst group is at {now('worst')}."
     ]
     if "SHIFT, retrained" in at.index:
         again = at.loc["SHIFT, retrained"]
         said.append(
-            f"With the head fitted again: {again['label']:.0%} right, {again['spurious']:.0%} with {other}, "
-            f"{again['worst']:.0%} in the worst group."
+            f"With the head fitted again: {percent(again['label'])} right, {percent(again['spurious'])} with {other}, "
+            f"{percent(again['worst'])} in the worst group."
         )
     said.append(f"The features were judged by {result.about['judge']}.")
     simple = [name for name in CONTROLS if name in at.index]
@@ -85,7 +91,7 @@ def headline_of(result: ShiftResult, frame: pd.DataFrame) -> list[str]:
         names = [name for name in ("SHIFT", "SHIFT, retrained") if name in at.index]
         ours = max(at.loc[name, "label"] for name in names)
         does = "does as well or better" if at.loc[best, "label"] >= ours else "does less well"
-        said.append(f"A control without any feature ({best}) {does}: {at.loc[best, 'label']:.0%} right.")
+        said.append(f"A control without any feature ({best}) {does}: {percent(at.loc[best, 'label'])} right.")
     return said
 
 
@@ -101,31 +107,47 @@ def render(page: ShiftPage) -> str:
         other=other,
         headline=headline_of(result, page.frame),
         figure=_figure(page.frame, label),
+        narrow=_narrow(page.frame, label),
         methods=[_method(row, about["judge"]) for _, row in page.frame.iterrows()],
-        groups=[(name, [f"{v:.0%}" for v in result.groups(name).values()]) for name in page.frame["method"]],
+        groups=[(name, _groups(result, name)) for name in page.frame["method"]],
+        seen=SEEN,
         features=[_feature(feature, page.cards, i) for i, feature in enumerate(result.features)],
         facts=_facts(about, result),
         figure_css=Markup(FIGURE_CSS),
         figure_css_dark=Markup(FIGURE_CSS_DARK),
         style=Markup(template_text("style.css")),
+        own_style=Markup(template_text("circuits.css")),
         script=Markup(template_text("report.js")),
     )
 
 
+def _groups(result: ShiftResult, name: str) -> list[tuple[str, str, str]]:
+    """Of each group its name, the accuracy, and its interval."""
+    found = result.group_intervals(name, seed=int(result.about["settings"]["seed"]))
+    return [(group, percent(mean), _range(low, high)) for group, (mean, low, high) in found.items()]
+
+
 def _method(row: Mapping[str, Any], judge: str) -> dict[str, Any]:
     p = row["p_holm"]
-    draws = f"{row['draws']} draws, {row['band_low']:.0%} to {row['band_high']:.0%}" if row["draws"] > 1 else ""
+    draws = (
+        f"{row['draws']} draws, {percent(row['band_low'])} to {percent(row['band_high'])}" if row["draws"] > 1 else ""
+    )
     return {
         "name": row["method"],
         "kind": row["kind"],
         "told": "the judge's verdicts" if row["told"] == judge else row["told"],
         "ablated": row["ablated"] or "",
-        "cells": [(f"{row[m]:.1%}", f"{row[f'{m}_low']:.1%} to {row[f'{m}_high']:.1%}") for m, _ in MEASURES],
+        "cells": [(percent(row[m]), _range(row[f"{m}_low"], row[f"{m}_high"])) for m, _ in MEASURES],
         "worst": row["worst_group"],
         "draws": draws,
         "gain": "" if p != p else signed(100 * row["gain"], 1),
         "p": "" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}",
     }
+
+
+def _range(low: float, high: float) -> str:
+    """Ends of an interval of a share, or nothing."""
+    return f"{percent(low)} to {percent(high)}" if low == low else ""
 
 
 def _feature(feature: Any, cards: bool, number: int) -> dict[str, Any]:
@@ -167,41 +189,70 @@ def _facts(about: Mapping[str, Any], result: ShiftResult) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items()}
 
 
+_CAPTION = Markup(
+    "Shares of held-out texts with 95 % intervals over texts. Right is better, but not at the other attribute, where "
+    'the dashed line at 50 % is a classifier that says nothing of it. <b class="hotkey">Blue</b>: SHIFT; '
+    '<b class="den">green</b>: baselines; <b class="noi">purple</b>: controls; grey: skylines and the oracle.'
+)
+
+
 def _figure(frame: pd.DataFrame, label: str) -> Figure:
     """One lane for each method: three measures side by side, a dot and an interval each."""
-    height = 34 + LANE * len(frame)
-    parts = [part for k, (name, title) in enumerate(MEASURES) for part in _panel(frame, name, title, k, height)]
-    caption = (
-        "Shares of held-out texts with 95 % intervals over texts. Right is better in the outer panels; in the middle "
-        "one the dashed line at 50 % is a classifier that says nothing of the other attribute."
-    )
+    height = _height(frame)
+    parts = _names(frame, LEFT - 6)
+    for k, (name, title) in enumerate(MEASURES):
+        parts += _panel(frame, name, title, LEFT + k * PANEL, PANEL)
+    return Figure((Panel(Markup("").join(parts), LEFT + 3 * PANEL, height),), _CAPTION, _alt(frame, label))
+
+
+def _narrow(frame: pd.DataFrame, label: str) -> Figure:
+    """The same measures below one another, each with the methods' names."""
+    panels = []
+    for name, title in MEASURES:
+        parts = [*_names(frame, NARROW_LEFT - 6), *_panel(frame, name, title, NARROW_LEFT, NARROW)]
+        panels.append(Panel(Markup("").join(parts), NARROW_LEFT + NARROW, _height(frame)))
+    return Figure(tuple(panels), _CAPTION, _alt(frame, label))
+
+
+def _height(frame: pd.DataFrame) -> float:
+    return 38 + LANE * len(frame)
+
+
+def _alt(frame: pd.DataFrame, label: str) -> str:
     best = frame.loc[frame["label"].idxmax(), "method"]
-    alt = f"Accuracy of every method at telling {label}. The largest is that of {best}."
-    return Figure((Panel(Markup("").join(parts), LEFT + 3 * PANEL, height),), caption, alt)
+    return f"Accuracy of every method at telling {label}. The largest is that of {best}."
 
 
-def _panel(frame: pd.DataFrame, measure: str, title: str, number: int, height: float) -> list[Markup]:
-    """One measure; the first panel names the methods."""
-    start = LEFT + number * PANEL
+def _names(frame: pd.DataFrame, right: float) -> list[Markup]:
+    """Names of the methods, ending at `right`."""
+    found = []
+    for i, (_, row) in enumerate(frame.iterrows()):
+        weight = "700" if row["kind"] == "SHIFT" else None
+        y = 20 + LANE * (i + 0.5) + 4
+        found.append(tag("text", row["method"], x=right, y=y, text_anchor="end", font_weight=weight))
+    return found
+
+
+def _panel(frame: pd.DataFrame, measure: str, title: str, start: float, width: float) -> list[Markup]:
+    """One measure: its title, its scale, and a dot with an interval for every method."""
+    height = _height(frame)
 
     def x(value: float) -> float:
-        return start + 6 + min(1.0, max(0.0, value)) * (PANEL - 36)
+        return start + 12 + min(1.0, max(0.0, value)) * (width - 44)
 
-    parts = [tag("text", title, x=start + 6, y=12.0, class_="t")]
+    parts = [tag("text", title, x=x(0.5), y=12.0, text_anchor="middle", class_="t")]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        dash = "3 3" if tick == 0.5 and measure == "spurious" else None
-        parts.append(tag("line", x1=x(tick), x2=x(tick), y1=20.0, y2=height - 14, class_="ax", stroke_dasharray=dash))
+        chance = tick == 0.5 and measure == "spurious"
+        style = {"class_": "zero", "stroke_dasharray": "4 3"} if chance else {"class_": "ax"}
+        parts.append(tag("line", x1=x(tick), x2=x(tick), y1=20.0, y2=height - 18, **style))
         if tick in (0.0, 0.5, 1.0):
-            parts.append(tag("text", f"{tick:.0%}", x=x(tick), y=height - 2, class_="s", text_anchor="middle"))
+            parts.append(tag("text", percent(tick), x=x(tick), y=height - 4, class_="s", text_anchor="middle"))
     for i, (_, row) in enumerate(frame.iterrows()):
         y = 20 + LANE * (i + 0.5)
         tone = {"SHIFT": "w0", "control": "n", "skyline": "flat"}.get(row["kind"], "d")
         low, high = row[f"{measure}_low"], row[f"{measure}_high"]
         if low == low:
             parts.append(tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="zero"))
-        said = f"{row['method']}: {row[measure]:.1%} [{low:.1%}, {high:.1%}]"
+        said = f"{row['method']}: {percent(row[measure])} ({_range(low, high) or 'no interval'})"
         parts.append(tag("circle", tag("title", said), cx=x(row[measure]), cy=y, r=4.0, class_=tone))
-        if not number:
-            weight = "700" if row["kind"] == "SHIFT" else None
-            parts.append(tag("text", row["method"], x=LEFT - 6, y=y + 4, text_anchor="end", font_weight=weight))
     return parts

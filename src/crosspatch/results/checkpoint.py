@@ -1,7 +1,7 @@
 """What a sweep has finished so far, so that a stopped one goes on where it was.
 
-`folder/parts/` holds one Parquet file per finished block of rows and `methodology.json`. Each part carries its checksum
-in its name and appears whole or not at all.
+`folder/parts/` holds one Parquet file per finished block of rows and `methodology.json`, which says what they are parts
+of. Each part carries its checksum in its name and appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,61 @@ from crosspatch.results.methodology import COMPARED, Methodology, differences
 _PART = re.compile(r"part-([0-9]{6})-([0-9a-f]{12})\.parquet")
 
 
-class Checkpoint:
-    """Finished rows of one sweep.
+class Parts:
+    """Finished rows of some work, one file per block.
+
+    Args:
+        folder: where the result will be; the parts go into `folder/parts`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder) / "parts"
+        self.header = self.folder / "methodology.json"
+
+    def append(self, keys: Sequence[str], values: Mapping[str, Float[np.ndarray, "row column"]]) -> None:
+        """Store a finished block.
+
+        Args:
+            keys: one name per row, unique in the work (direction, address and control, say).
+            values: name -> numbers, one list per row.
+        """
+        table = pa.table({"key": pa.array(list(keys), pa.string()), **{m: rows_to_lists(v) for m, v in values.items()}})
+        data = to_parquet(table)
+        write_atomic(self.folder / f"part-{len(self._parts()):06d}-{digest(data)[:12]}.parquet", data)
+
+    def rows(
+        self, names: Sequence[str], width: int | None = None
+    ) -> dict[str, dict[str, Float[np.ndarray, " column"]]]:
+        """Key -> name -> numbers of every row that was stored; lists of `width` numbers, or of any length.
+
+        Raises:
+            ResultError: a part that was changed since it was written, or holds something else.
+        """
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for path, checksum in self._parts():
+            table = read_parquet(path, checksum)
+            columns = {name: lists_to_rows(table, name, width, str(path)) for name in names}
+            if "key" not in table.column_names or not pa.types.is_string(table["key"].type):
+                raise ResultError("has no column 'key'", where=str(path), fix=REPAIR)
+            for row, key in enumerate(table["key"].to_pylist()):
+                found[key] = {name: columns[name][row] for name in names}
+        return found
+
+    def drop(self) -> None:
+        """Remove the rows, and keep what says what they were parts of."""
+        for path, _ in self._parts():
+            path.unlink()
+
+    def clear(self) -> None:
+        """Remove everything, once the result itself has been saved."""
+        remove_parts(self.folder.parent)
+
+    def _parts(self) -> list[tuple[Path, str]]:
+        return _parts(self.folder)
+
+
+class Checkpoint(Parts):
+    """Finished rows of one sweep: for every metric the values of the patched run.
 
     Args:
         folder: where the sweep's result will be; the parts go into `folder/parts`.
@@ -44,24 +97,12 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path, methodology: Methodology) -> None:
-        self.folder = Path(folder) / "parts"
+        super().__init__(folder)
         self.methodology = methodology
-        header = self.folder / "methodology.json"
-        if header.exists():
-            _require_same(methodology, Methodology.from_json(read_json(header), str(header)), self.folder)
+        if self.header.exists():
+            _require_same(methodology, Methodology.from_json(read_json(self.header), str(self.header)), self.folder)
         else:
-            write_json(header, methodology.to_json())
-
-    def append(self, keys: Sequence[str], values: Mapping[str, Float[np.ndarray, "row example"]]) -> None:
-        """Store a finished block.
-
-        Args:
-            keys: one name per row, unique in the sweep (direction, address and control, say).
-            values: metric -> values of the patched run.
-        """
-        table = pa.table({"key": pa.array(list(keys), pa.string()), **{m: rows_to_lists(v) for m, v in values.items()}})
-        data = to_parquet(table)
-        write_atomic(self.folder / f"part-{len(self._parts()):06d}-{digest(data)[:12]}.parquet", data)
+            write_json(self.header, methodology.to_json())
 
     def finished(self) -> dict[str, dict[str, Float[np.ndarray, " example"]]]:
         """Key -> metric -> values of every row that was stored.
@@ -69,27 +110,11 @@ class Checkpoint:
         Raises:
             ResultError: a part that was changed since it was written.
         """
-        found: dict[str, dict[str, np.ndarray]] = {}
-        metrics, width = self.methodology.metrics, self.methodology.n_examples
-        for path, checksum in self._parts():
-            table = read_parquet(path, checksum)
-            columns = {metric: lists_to_rows(table, metric, width, str(path)) for metric in metrics}
-            if "key" not in table.column_names or not pa.types.is_string(table["key"].type):
-                raise ResultError("has no column 'key'", where=str(path), fix=REPAIR)
-            for row, key in enumerate(table["key"].to_pylist()):
-                found[key] = {metric: columns[metric][row] for metric in metrics}
-        return found
-
-    def clear(self) -> None:
-        """Remove the parts, once the result itself has been saved."""
-        remove_parts(self.folder.parent)
-
-    def _parts(self) -> list[tuple[Path, str]]:
-        return _parts(self.folder)
+        return self.rows(self.methodology.metrics, self.methodology.n_examples)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a `Checkpoint` of `folder` holds, if there is any; nothing else in it."""
+    """Remove what `Parts` of `folder` hold, if there is any; nothing else in it."""
     parts = folder / "parts"
     if not parts.is_dir():
         return
@@ -103,7 +128,8 @@ def remove_parts(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[tuple[Path, str]]:
-    named = [(path, _PART.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    named = [(path, _PART.fullmatch(path.name)) for path in found]
     return [(path, match[2]) for path, match in named if match]
 
 

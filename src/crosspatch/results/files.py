@@ -125,19 +125,20 @@ def rows_to_lists(values: Float[np.ndarray, "row example"]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def lists_to_rows(table: pa.Table, name: str, width: int, where: str) -> Float[np.ndarray, "row example"]:
-    """A column of lists of `width` numbers as a matrix.
+def lists_to_rows(table: pa.Table, name: str, width: int | None, where: str) -> Float[np.ndarray, "row example"]:
+    """A column of lists of `width` numbers as a matrix; None: of whatever width it has.
 
     Raises:
         ResultError: no such column, or of another type or width.
     """
-    wanted = pa.list_(pa.float64(), width)
     if name not in table.column_names:
         raise ResultError(f"has no column {name!r}", where=where, fix=REPAIR)
     column = table[name].combine_chunks()
     fits = pa.types.is_fixed_size_list(column.type) and column.type.value_type == pa.float64()
-    if not fits or column.type.list_size != width:
+    if not fits or column.type.list_size != (width or column.type.list_size):
+        wanted = pa.list_(pa.float64(), width) if width else "lists of as many doubles in each row"
         raise ResultError(f"column {name!r} is {column.type}, expected {wanted}", where=where, fix=REPAIR)
+    width = column.type.list_size
     if column.null_count or column.flatten().null_count:
         raise ResultError(f"column {name!r} has empty cells", where=where, fix=REPAIR)
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).copy()

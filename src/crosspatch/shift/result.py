@@ -111,16 +111,31 @@ class ShiftResult:
         right, group = self.right(name), 2 * self.labels + self.spurious
         return {label: float(right[group == g].mean()) for g, label in enumerate(self.group_names)}
 
+    def group_intervals(self, name: str, *, draws: int = 2000, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+        """A method's accuracy in each group, and the ends of its interval over the group's texts."""
+        right, group = self.right(name), 2 * self.labels + self.spurious
+        found = {}
+        for g, label in enumerate(self.group_names):
+            own = right[group == g]
+            if not len(own):
+                found[label] = (float("nan"),) * 3
+                continue
+            ends = bootstrap_mean(own[None], resampler(len(own), draws=draws, seed=seed))
+            mean = float(own.mean())
+            found[label] = (mean, *_widened(mean, float(ends.low[0]), float(ends.high[0]), len(own)))
+        return found
+
     def frame(self, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         """One row for each method.
 
         `label` and `spurious` are the shares of test texts whose prediction is the label, or the other attribute (0.5:
         it says nothing of it); `worst` is the accuracy of the worst group. Intervals resample texts (of several draws
-        the mean is taken; `band_low` and `band_high` are the draws' extremes). `gain` is the accuracy beyond the
+        the mean is taken; `band_low` and `band_high` are the draws' extremes); where all texts agree, which resampling
+        takes for certainty, they are the exact binomial ones. `gain` is the accuracy beyond the
         original's on the same texts, `p` its sign-flip p-value and `p_holm` that with Holm's correction over methods.
         """
         sampler = resampler(len(self.labels), draws=draws, seed=seed)
-        base = self.right(ORIGINAL)
+        base, group = self.right(ORIGINAL), 2 * self.labels + self.spurious
         rows = []
         for method in self.methods:
             right = method.predicted == (self.labels == 1)
@@ -129,7 +144,8 @@ class ShiftResult:
             ends = bootstrap_mean(means, sampler)
             worst = self._worst(right, np.ones((1, len(self.labels))))
             worst_ends = interval_of(self._worst(right, sampler.weights)[None], sampler)
-            band = right.mean(1)
+            band, worst_group = right.mean(1), min(self.groups(method.name).items(), key=lambda item: item[1])[0]
+            n, n_worst = len(self.labels), int((group == self.group_names.index(worst_group)).sum())
             rows.append(
                 {
                     "method": method.name,
@@ -137,10 +153,10 @@ class ShiftResult:
                     "told": method.told,
                     "ablated": method.ablated,
                     "draws": len(right),
-                    **_columns("label", means[0].mean(), ends.low[0], ends.high[0]),
-                    **_columns("spurious", means[1].mean(), ends.low[1], ends.high[1]),
-                    **_columns("worst", worst[0], worst_ends.low[0], worst_ends.high[0]),
-                    "worst_group": min(self.groups(method.name).items(), key=lambda item: item[1])[0],
+                    **_shares("label", means[0].mean(), ends.low[0], ends.high[0], n),
+                    **_shares("spurious", means[1].mean(), ends.low[1], ends.high[1], n),
+                    **_shares("worst", worst[0], worst_ends.low[0], worst_ends.high[0], n_worst),
+                    "worst_group": worst_group,
                     **_columns("gain", means[2].mean(), ends.low[2], ends.high[2]),
                     "band_low": band.min(),
                     "band_high": band.max(),
@@ -224,6 +240,18 @@ def _bits(text: str) -> Int[np.ndarray, " text"]:
     if set(text) - {"0", "1"}:
         raise ValueError("a class that is not 0 or 1")
     return np.array([int(c) for c in text], dtype=np.int64)
+
+
+def _widened(share: float, low: float, high: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a share; where all n texts agree the exact binomial one (Clopper and Pearson 1934)."""
+    far = 1 - ((1 - level) / 2) ** (1 / max(n, 1))
+    if share == 0:
+        return 0.0, float(np.fmax(high, far))
+    return (float(np.fmin(low, 1 - far)), 1.0) if share == 1 else (low, high)
+
+
+def _shares(name: str, value: float, low: float, high: float, n: int) -> dict[str, float]:
+    return _columns(name, value, *_widened(float(value), float(low), float(high), n))
 
 
 def _columns(name: str, value: float, low: float, high: float) -> dict[str, float]:

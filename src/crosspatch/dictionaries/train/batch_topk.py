@@ -40,7 +40,7 @@ class BatchTopK(Variant):
         f = largest_of_batch(relu(raw), self.k)
         remember_threshold(coder, f, self.memory)
         y_hat = coder.decode(f, x)
-        loss = squared_error(y, y_hat) + self.auxk * auxiliary(coder, raw, y - y_hat, at)
+        loss = squared_error(y, y_hat) + self.auxk * auxiliary(coder, raw, y - y_hat, self.k, at)
         return Terms.of(loss, f, y_hat)
 
     def finish(self, coder: Coder) -> Finished:

@@ -17,7 +17,7 @@ from crosspatch.dictionaries.train.worker import Worker
 from crosspatch.errors import DictionaryError
 from crosspatch.results.files import write_atomic
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -40,4 +40,4 @@ class Matryoshka(BatchTopK):
             losses.append(squared_error(y, y_hat))
             start = end
         loss = sum(losses[1:], losses[0]) / len(losses)
-        return Terms.of(loss + self.auxk * auxiliary(coder, raw, y - y_hat, at), f, y_hat)
+        return Terms.of(loss + self.auxk * auxiliary(coder, raw, y - y_hat, self.k, at), f, y_hat)

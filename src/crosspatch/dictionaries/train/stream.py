@@ -254,6 +254,13 @@ def contexts(
 
 def _permutation(n: int, seed: int, which: int) -> Int[Tensor, " n"]:
     """The `which`-th order of `n` things: a function of its arguments, so that none has to be stored."""
-    text = f"{seed} {which} {n}".encode()
-    number = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
-    return torch.randperm(n, generator=torch.Generator().manual_seed(number))
+    return torch.randperm(n, generator=generator(f"{seed} {which} {n}"))
+
+
+def generator(purpose: str) -> torch.Generator:
+    """Random numbers of their own for every purpose.
+
+    Seeded with the plain number, those of a dictionary would be those of activations made up with the same seed.
+    """
+    number = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(number)

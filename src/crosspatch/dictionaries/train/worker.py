@@ -14,7 +14,8 @@ from crosspatch.dictionaries.dictionary import Dictionary
 from crosspatch.dictionaries.train.coder import Coder, Moment, Terms
 from crosspatch.dictionaries.train.dead import resample
 from crosspatch.dictionaries.train.settings import Job, Settings
-from crosspatch.dictionaries.train.stream import Batch
+from crosspatch.dictionaries.train.start import SAMPLE, scale_encoder
+from crosspatch.dictionaries.train.stream import Batch, generator
 from crosspatch.errors import DictionaryError
 
 
@@ -30,7 +31,7 @@ class Worker:
 
     def __init__(self, job: Job, settings: Settings, number: int, sample: Batch, device: torch.device) -> None:
         self.job, self.settings, self.device = job, settings, device
-        self.generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        self.generator = generator(f"dictionary {settings.seed} {number}")
         self.mean_in, self.scale_in = _measure(sample, job.places_in, device)
         self.mean_out, self.scale_out = _measure(sample, job.places_out, device)
         tied = job.places_in == job.places_out
@@ -50,6 +51,8 @@ class Worker:
             params["skip"] = torch.zeros(d_out, d_in, device=device)
         self.coder = Coder(params, len(job.places_out), tied)
         job.variant.prepare(self.coder)
+        some = {place: value[:: max(1, len(value) // SAMPLE)] for place, value in sample.items()}
+        scale_encoder(job.variant, self.coder, *self.normalised(some))
         for value in params.values():
             value.requires_grad_()
         self.lr = job.variant.learning_rate(job.width) if job.lr is None else job.lr

@@ -8,14 +8,14 @@
   const judged = document.getElementById("judged");
   const list = document.getElementById("list");
   const text = (one) => [
-    "cluster " + one.id, one.label || "", ...one.answers.map((pair) => pair[0]), ...one.tokens, ...one.nodes,
+    one.title, one.label || "", ...one.answers.map((pair) => pair[0]), ...one.tokens, ...one.nodes,
     ...one.examples.map((pair) => pair.join("")),
   ].join("\n").toLowerCase();
   const words = all.map(text);
   const last = (value) => (value === null ? -Infinity : value);
   const orders = {
     size: (a, b) => b.size - a.size,
-    loss: (a, b) => a.loss - b.loss,
+    loss: (a, b) => a.mean - b.mean,
     variety: (a, b) => b.distinct / b.size - a.distinct / a.size,
     faithfulness: (a, b) => last(b.faithfulness) - last(a.faithfulness),
     purity: (a, b) => last(b.purity) - last(a.purity),
@@ -31,17 +31,29 @@
     made.append(...inside);
     return made;
   };
-  const percent = (share) => Math.round(100 * share) + " %";
+  const percent = (share) => {
+    const whole = Math.round(100 * share);
+    return (whole < 0 ? "\u2212" : "") + Math.abs(whole) + " %";
+  };
+  // A space at an end of an answer is part of the token, and would not be seen.
+  const spaced = (word) => word.replace(/^ +| +$/g, (blanks) => "\u2423".repeat(blanks.length));
 
   const draw = (one) => {
-    const link = make("a", "", "Cluster " + one.id);
+    const link = make("a", "", one.title);
     link.href = one.page;
-    const said = [one.size + " contexts of " + one.documents + " documents", "loss " + one.loss];
-    if (one.label !== null) said.push(one.label + " " + percent(one.purity));
-    if (one.faithfulness !== null) said.push("circuit keeps " + percent(one.faithfulness));
+    const said = [one.size + " contexts", "loss " + one.loss + " nats"];
+    if (one.documents !== one.size) said[0] += " of " + one.documents + (one.documents === 1 ? " document" : " documents");
+    if (one.label !== null) said.push(percent(one.purity) + " " + one.label);
+    if (one.faithfulness !== null) {
+      const ends = one.faithfulness_low === null ? ""
+        : " [" + percent(one.faithfulness_low) + ", " + percent(one.faithfulness_high) + "]";
+      const random = one.random_faithfulness_median === null ? ""
+        : ", random nodes " + percent(one.random_faithfulness_median);
+      said.push("circuit keeps " + percent(one.faithfulness) + ends + random);
+    }
     const head = make("h3", "", null, link, make("small", "", said.join(" \u00b7 ")));
     const answers = make("ul", "answers", null, ...one.answers.map(([word, n]) =>
-      make("li", "", word, make("small", "", " \u00d7 " + n))));
+      make("li", "", spaced(word), make("small", "", " \u00d7 " + n))));
     if (one.distinct > one.answers.length) {
       answers.append(make("li", "", "", make("small", "", one.distinct - one.answers.length + " more")));
     }
@@ -49,13 +61,13 @@
       make("li", "", null, make("span", "ctx", context), make("mark", "answer", answer))));
     const box = make("article", "cluster", null, head, answers, examples);
     if (one.nodes.length) {
-      box.append(make("div", "nodes", null, ...one.nodes.slice(0, NODES).map((node) => {
+      box.append(make("div", "nodes", null, make("span", "of", "circuit"), ...one.nodes.slice(0, NODES).map((node) => {
         const button = make("button", "", node);
         button.type = "button";
         button.title = "clusters with this node";
         button.addEventListener("click", () => { query.value = node; search(); });
         return button;
-      })));
+      }), ...(one.nodes.length > NODES ? [make("span", "of", one.nodes.length - NODES + " more")] : [])));
     }
     if (one.error !== null) box.append(make("p", "warn", "No circuit: " + one.error));
     return box;
