@@ -86,13 +86,15 @@ def test_json_says_the_same_and_resume_computes_nothing_again(run, made, monkeyp
 
 def test_report_makes_the_pages_again(made, monkeypatch, tmp_path) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "copy"))
-    wanted = (folder / "index.html").read_bytes()
-    (folder / "index.html").unlink()
+    wanted = {path: path.read_bytes() for path in folder.rglob("*.html")}
+    assert len(wanted) == 6
+    for path in wanted:
+        path.unlink()
     monkeypatch.setattr(sys, "argv", ["crosspatch", "report", str(folder)])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert not stopped.value.code
-    assert (folder / "index.html").read_bytes() == wanted
+    assert {path: path.read_bytes() for path in folder.rglob("*.html")} == wanted
 
 
 def test_a_circuit_is_found_and_judged_and_overwrite_leaves_nothing_behind(run, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -211,6 +212,42 @@ def test_a_damaged_record_is_computed_again(model, samples, clustering, bases, t
     path.write_text(path.read_text("utf-8")[:50], "utf-8")
     [b] = cluster_circuits(model, samples, clustering, bases, tmp_path, SMALL, most=1)
     assert a == b
+
+
+def test_files_of_circuits_that_were_replaced_or_failed_or_have_no_cluster_go(
+    model, samples, clustering, bases, tmp_path, monkeypatch
+) -> None:
+    from crosspatch.discover import circuits
+
+    def found(**about) -> set[str]:
+        cluster_circuits(model, samples, clustering, bases, tmp_path, CircuitSettings(start_block=0, **about), most=1)
+        return {path.name.partition("-")[0] for path in (tmp_path / "c00000").iterdir()}
+
+    found(nodes=6)
+    mine, gone = [tmp_path / "c00000" / "edges-mine.parquet", tmp_path / "c00000" / "notes.txt"], tmp_path / "c00099"
+    [first] = (tmp_path / "c00000").glob("edges-*.parquet")
+    for path in mine:
+        path.write_text("x", "utf-8")
+    shutil.copytree(tmp_path / "c00000", gone)
+    shutil.copytree(tmp_path / "c00000", tmp_path / "c00098")
+    for path in mine:
+        (gone / path.name).unlink()
+    assert found(nodes=4) == {"cluster.json", "cards.json", "feature", "edges", "notes.txt"}
+    [second] = set((tmp_path / "c00000").glob("edges-*.parquet")) - set(mine)
+    assert second != first
+    assert second.name in (tmp_path / "c00000" / "feature-circuit.json").read_text("utf-8")
+    assert not gone.exists()
+    assert {path.name for path in (tmp_path / "c00098").iterdir()} == {path.name for path in mine}
+    assert len(list(load_circuit(tmp_path / "c00000")[0])) == 4
+    assert found(nodes=4, edges=0) == {"cluster.json", "cards.json", "feature", "edges", "notes.txt"}
+    assert set((tmp_path / "c00000").glob("edges-*.parquet")) == {mine[0]}
+
+    def fails(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(circuits, "_circuit", fails)
+    assert found(nodes=5) == {"cluster.json", "edges", "notes.txt"}
+    assert all(path.is_file() for path in mine)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """A planted feature circuit is found: directions that no neuron is, beside decoys that are as active and do nothing.
 
-A prompt is `x<bits> y<bits> ?`, five bits each. Two heads copy the first bits of x and of y to the question (A, B), and
-the second ones (decoys); one neuron writes OUT = A and B, another DECOY = the same of the decoys. Only OUT is read by
-the logits. Every variable is a direction of the residual stream, turned by one random rotation.
+A prompt is `x<bits> y<bits> ?`, five bits each. Two heads copy the bits of x and of y to the question (A and B, five
+each), and five neurons write the ANDs of one of A and one of B (OUT). Only the first of OUT is read by the logits, so
+that the first ones are the circuit and all others are decoys. Every variable is a direction of the residual stream,
+turned by one random rotation.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from crosspatch.features.basis import Bases
 from crosspatch.model import Model, load, record
 from crosspatch.tasks.pairs import Pair, Task
 
-BITS, D, SCALE, SHARP = 5, 24, 3.0, 200.0
-X, Y, IS_X, IS_Y, ASKS = 0, BITS, 2 * BITS, 2 * BITS + 1, 2 * BITS + 2  # dimensions before the rotation
-A, B, A_DECOY, B_DECOY, OUT, DECOY = range(2 * BITS + 3, 2 * BITS + 9)
+BITS, D, HEAD, SCALE, SHARP = 5, 32, 6, 3.0, 200.0
+# Dimensions before the rotation; X, Y, A, B and OUT are the first of one for each bit, and the others are decoys.
+X, Y, A, B, OUT = range(0, 5 * BITS, BITS)
+IS_X, IS_Y, ASKS = range(5 * BITS, 5 * BITS + 3)
 CODES = [f"{i:05b}" for i in range(2**BITS)]
 WORDS = ["?", "yes", "no", *(f"{which}{code}" for which in "xy" for code in CODES)]
 PLACES = ["input", "a0", "r0.post", "m1", "r1.post"]
@@ -61,8 +63,8 @@ class Planted:
 @cache
 def network() -> Planted:
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=D, intermediate_size=4, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=4, hidden_act="relu", mlp_bias=True, tie_word_embeddings=False,
+        vocab_size=len(WORDS), hidden_size=D, intermediate_size=BITS, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=HEAD, hidden_act="relu", mlp_bias=True, tie_word_embeddings=False,
         max_position_embeddings=64,
     )  # fmt: skip
     hf = LlamaForCausalLM(config).eval()
@@ -86,20 +88,20 @@ def network() -> Planted:
             layer.input_layernorm = layer.post_attention_layernorm = nn.Identity()
             layer.mlp.up_proj.bias.fill_(1.0)
         attention, mlp = hf.model.layers[0].self_attn, hf.model.layers[1].mlp
-        q, k, v, o = (torch.zeros(8, D) for _ in range(4))
-        for first, flag, bits, copies in ((0, IS_X, X, (A, A_DECOY)), (4, IS_Y, Y, (B, B_DECOY))):
+        q, k, v, o = (torch.zeros(2 * HEAD, D) for _ in range(4))
+        for first, flag, bits, copies in ((0, IS_X, X, A), (HEAD, IS_Y, Y, B)):
             q[first, ASKS], k[first, flag] = SHARP, 1
-            for i, copy in enumerate(copies):
+            for i in range(BITS):
                 v[first + i, bits + i] = 1
-                o[first + i, copy] = 1
+                o[first + i, copies + i] = 1
         for projection, weight in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v)):
             projection.weight.copy_(weight @ turn)
         attention.o_proj.weight.copy_((o @ turn).T)
-        gate, down = torch.zeros(4, D), torch.zeros(4, D)
-        for unit, (reads, writes) in enumerate((((A, B), OUT), ((A_DECOY, B_DECOY), DECOY))):
-            gate[unit, list(reads)] = 1
-            mlp.gate_proj.bias[unit] = -1
-            down[unit, writes] = 1
+        gate, down = torch.zeros(BITS, D), torch.zeros(BITS, D)
+        for i in range(BITS):
+            gate[i, [A + i, B + i]] = 1
+            mlp.gate_proj.bias[i] = -1
+            down[i, OUT + i] = 1
         mlp.gate_proj.weight.copy_(gate @ turn)
         mlp.down_proj.weight.copy_((down @ turn).T)
     return Planted(load(hf, tokenizer(WORDS)), turn)
@@ -133,21 +135,24 @@ def known(without: tuple[str, int] | None = None) -> Bases:
 
 
 @cache
-def learned() -> Bases:
+def learned(seed: int) -> Bases:
     """Dictionaries that the project's trainer makes of the network's activations on random prompts.
 
-    Of places whose variables come and go by themselves: where one implies others (OUT in the stream, beside A and B) a
-    sparse dictionary may as well learn their sum. From two thirds of all seeds one of the variables that matter is
-    learned only mixed with another; this test is of what is found where the dictionaries have them.
+    Of places whose variables come and go by themselves (OUT in the stream, beside A and B, may as well be learned as
+    their sum), at the tokens where they do, and with 1.5 times as many features as variables. With several times as
+    many, trainers find most variables more than once; effects and edges are then shared out among equals and fall below
+    the threshold. Of two variables in a place, combinations are learned as well.
     """
     rng, bits = np.random.default_rng(1), 2 ** np.arange(BITS)
     codes = (rng.random((2000, 2, BITS)) < 0.3) @ bits
     run = record(network().model, [[3 + int(x), 3 + len(CODES) + int(y), 0] for x, y in codes])
-    values = {place: read_place(run, (place,)) for place in ("input", "a0", "m1")}
-    jobs = [Job(Standard(l1=0.1), place, 32, lr=1e-2) for place in values]
-    settings = Settings(steps=400, batch=256, lr_warmup=20, sparsity_warmup=100, dead_after=8000, resample_every=100,
-                        lr_decay=0.3, seed=4)  # fmt: skip
-    return bases_of(network().model, train(Arrays(values), jobs, settings))
+    settings = Settings(steps=600, batch=256, lr_warmup=20, sparsity_warmup=100, dead_after=2000, resample_every=100,
+                        lr_decay=0.3, seed=seed)  # fmt: skip
+    made, asks = [], slice(2, None, 3)
+    for place, width, tokens in (("input", 20, slice(None)), ("a0", 16, asks), ("m1", 8, asks)):
+        values = Arrays({place: read_place(run, (place,))[tokens]})
+        made += train(values, Job(Standard(l1=0.03), place, width, lr=1e-2), settings)
+    return bases_of(network().model, made)
 
 
 def meaning(bases: Bases) -> dict[tuple[str, int | None], int | None]:
@@ -184,7 +189,7 @@ def precision_recall(found: list, planted: set) -> tuple[float, float]:
 def test_the_decoys_are_as_active_as_the_circuit() -> None:
     run = pairs().record_clean()
     corrupt = pairs().record_corrupt()
-    for place, variables in (("a0", (A, A_DECOY)), ("m1", (OUT, DECOY)), ("input", (X, X + 1))):
+    for place, variables in (("a0", (A, A + 1)), ("m1", (OUT, OUT + 1)), ("input", (X, X + 1))):
         change = (read_place(run, (place,)) - read_place(corrupt, (place,))) @ network().rotation.T
         sizes = change[:, list(variables)].square().sum(0)
         assert sizes[0] > 1 and sizes[0].item() == pytest.approx(sizes[1].item(), rel=1e-4)
@@ -215,8 +220,10 @@ def test_what_a_dictionary_lacks_is_recovered_as_its_error_term() -> None:
     assert set(ends) == planted  # edges into the error term and out of it
 
 
-def test_nodes_and_edges_are_recovered_with_learned_dictionaries() -> None:
-    bases = learned()
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nodes_and_edges_are_recovered_with_learned_dictionaries(seed: int) -> None:
+    """The first three seeds; of twenty (0 to 17, 20, 21) all but 9 and 21 pass, where a variable is found twice."""
+    bases = learned(seed)
     nodes, _, chosen = search(bases, 0.4 * SCALE)
     found = named(nodes, chosen, bases)
     places = [basis.place for basis in bases]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -49,6 +50,21 @@ def test_circuits_are_read_as_written(found, tmp_path: Path, with_edges: bool) -
     if read_edges is not None:
         assert len(edges) > 5 and list(read_edges) == list(edges) and read_edges.origin == edges.origin
         np.testing.assert_array_equal(read_edges.values, edges.values)
+
+
+def test_tables_that_no_file_names_any_more_go(found, tmp_path: Path) -> None:
+    effects, nodes, edges = found
+    mine = tmp_path / "edges-mine.parquet"
+    mine.write_text("x")
+    save_circuit(tmp_path, nodes, edges)
+    save_effects(effects, tmp_path)
+    fewer = dataclasses.replace(edges, values=edges.values * 2)
+    load_circuit(save_circuit(tmp_path, nodes, fewer))
+    names = sorted(path.name.partition("-")[0] for path in tmp_path.glob("*.parquet"))
+    assert names == ["dropped", "edges", "edges", "kept", "mean"]
+    save_circuit(tmp_path, nodes)
+    assert list(tmp_path.glob("edges-*")) == [mine]
+    load_effects(tmp_path)
 
 
 def test_broken_files_are_refused(found, tmp_path: Path) -> None:

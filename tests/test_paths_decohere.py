@@ -101,7 +101,9 @@ def test_decohere_prints_its_groups_and_refuses_none():
     claims = {"all": everything(), "none": nothing(), "heads": paths("** -> a1.* -> logits")}
     found = decohere(model, claims, groups, pairs, always=paths("** -> a1.h1 -> logits"))
     assert (found.apart[0] == 0).all() and (found.apart[1] == found.total_apart).all()
+    assert (found.floor < 1e-12).all()  # these models compute in float64
     text = str(found)
+    assert f"numerical floor (AUE at all paths) {found.floor.mean():.1e}" in text
     for word in ("queries, keys", "6 pairs", "heads: explained", "AUE changes by", "ATE"):
         assert word in text
     assert all(line.count("[") >= 2 for line in text.splitlines()[1:])  # every number with its interval

@@ -14,6 +14,7 @@ from functools import lru_cache
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from path_toys import small
 from treeify import as_regex
 
 from crosspatch.errors import AddressError, PathError
@@ -41,6 +42,7 @@ from crosspatch.paths import (
     via,
 )
 from crosspatch.paths.language import parse_route
+from crosspatch.paths.pathset import MAX_DEPTH
 
 TINY = ModelShape(2, 2, 2, 8, 4, 8, 50)
 PARALLEL = ModelShape(2, 2, 1, 8, 4, 8, 50, parallel=True)
@@ -530,3 +532,21 @@ def test_what_is_no_single_path_is_pointed_at(text, pairs, where, what):
 def test_a_single_path_may_name_tokens_by_span_or_from_the_end():
     assert contains(via("a0.h1"), "input@S -> a0.h1.v@1 -> logits@-1", TINY, PROMPT)
     assert not contains(via("a0.h1.k"), "input@S -> a0.h1.v@1 -> logits@END", TINY, PROMPT)
+
+
+@pytest.mark.parametrize("how", ["or", "and", "not"])
+def test_sets_within_sets_have_a_limit(how):
+    def nested(depth: int) -> object:
+        value: object = "input -> a0.h0 -> logits"
+        for _ in range(depth):
+            value = {how: value} if how == "not" else {how: [value, "input -> m0 -> logits"]}
+        return value
+
+    model = small("gpt2", 2)
+    at_most = from_json(nested(MAX_DEPTH))
+    assert from_json(at_most.to_json()) == at_most
+    assert has_path(at_most, model.shape) == (how != "and")
+    for depth in (MAX_DEPTH + 1, 5000):
+        with pytest.raises(PathError, match=f"more than {MAX_DEPTH} deep") as caught:
+            from_json(nested(depth), "claims.json")
+        assert caught.value.where == "claims.json"

@@ -9,7 +9,7 @@ from path_toys import random_pairs, small
 from crosspatch.errors import PathError
 from crosspatch.paths import paths, refine, steps, sweep_steps, test_paths
 from crosspatch.paths import refine as module  # the function, through whose module `measure_kept` is reached
-from crosspatch.paths.refine import Step, _random, hypothesis
+from crosspatch.paths.candidates import Step, hypothesis, random_hypotheses
 
 
 def added(patterns, **options) -> set[str]:
@@ -85,10 +85,10 @@ def test_searched_pairs_are_measured_once_a_step_and_held_out_pairs_once(monkeyp
 
 def test_random_hypotheses_have_as_many_patterns_that_fit_and_differ():
     shape = small("gpt2").shape
-    drawn = _random(shape, 3, "a*.h*, m*", (), 12, seed=0)
+    drawn = random_hypotheses(shape, 3, "a*.h*, m*", (), 12, seed=0)
     assert [len(patterns) for patterns in drawn] == [3] * 12
     assert len({tuple(patterns) for patterns in drawn}) == 12
-    assert drawn == _random(shape, 3, "a*.h*, m*", (), 12, seed=0)
+    assert drawn == random_hypotheses(shape, 3, "a*.h*, m*", (), 12, seed=0)
     for patterns in drawn:
         assert not set(patterns) - {s.pattern for s in steps(patterns[:-1], shape)} - set(patterns[:-1])
     sizes = np.bincount([p.count("->") for patterns in drawn for p in patterns])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 from path_toys import random_pairs, small
 
+import crosspatch as cp
 from crosspatch.errors import ResultError
-from crosspatch.paths import decohere, mediation, path_patch, paths, refine, test_paths
+from crosspatch.paths import Pairs, decohere, mediation, path_patch, paths, refine, test_paths
 from crosspatch.paths import kept as module
 from crosspatch.results.checkpoint import Parts
 
@@ -33,12 +35,12 @@ class Stopped:
 
 @pytest.fixture
 def measured(monkeypatch) -> list[int]:
-    """How many pairs every call of `measure` was given."""
+    """How many pairs every call of `measure` measured."""
     seen: list[int] = []
     measure = module.measure
 
     def counting(model, sets, pairs, *args, **kwargs):
-        seen.append(len(pairs))
+        seen.append(len(pairs) - len(kwargs.get("skip", ())))
         return measure(model, sets, pairs, *args, **kwargs)
 
     monkeypatch.setattr(module, "measure", counting)
@@ -66,6 +68,24 @@ def same(a: object, b: object) -> None:
     elif hasattr(a, "__dataclass_fields__"):
         for name in a.__dataclass_fields__:
             same(getattr(a, name), getattr(b, name))
+    else:
+        assert a == b
+
+
+def equal(a: object, b: object) -> None:
+    """The same numbers, bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            equal(a[name], b[name])
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    elif isinstance(a, pd.DataFrame):
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    elif hasattr(a, "__dataclass_fields__"):
+        for name in a.__dataclass_fields__:
+            equal(getattr(a, name), getattr(b, name))
     else:
         assert a == b
 
@@ -104,6 +124,27 @@ def test_a_stopped_run_goes_on_and_finds_the_same(work, tmp_path, measured) -> N
     measured.clear()
     same(call(checkpoint=tmp_path), whole)
     assert measured == []
+
+
+@pytest.mark.parametrize("work", ["senders", "test", "mediation", "decohering", "refinement"])
+def test_with_the_same_memory_a_run_that_goes_on_is_equal_bit_for_bit(work, tmp_path, measured) -> None:
+    """In float32, with prompts of two lengths and several pairs in a chunk."""
+    model = cp.load(copy.deepcopy(small("gpt2", 3).hf).float(), name="gpt2")
+    short, long = random_pairs(10, seed=3), random_pairs(10, length=7, seed=4)
+    parts = {name: [*getattr(short, name), *getattr(long, name)] for name in vars(short) if name != "provenance"}
+    pairs = Pairs(**parts, provenance="two lengths")
+    call = works(model, pairs)[work]
+    budget = {"budget_mib": 0.1}
+    steps = Stopped(np.inf)
+    whole = call(progress=steps, **budget)
+    assert 3 < len(steps.seen) < 40
+    half = steps.seen[len(steps.seen) // 2 :]
+    at = next(so_far for so_far in half if work != "refinement" or so_far % 1)  # within a step
+    with pytest.raises(KeyboardInterrupt):
+        call(checkpoint=tmp_path, progress=Stopped(at), **budget)
+    measured.clear()
+    equal(call(checkpoint=tmp_path, **budget), whole)
+    assert 0 < measured[0] < (len(pairs.split(0.3, 0)[0]) if work == "refinement" else 20)
 
 
 def test_stopped_again_and_again_it_still_ends_as_it_would_have(tmp_path) -> None:

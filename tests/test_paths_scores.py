@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 
@@ -321,6 +322,24 @@ def test_comparison_of_hypotheses_is_paired():
     assert len(made_by_hand([base], ["a"] * 30).compare()) == 0
 
 
+def test_many_hypotheses_are_compared_with_the_best_one():
+    draw = np.random.default_rng(3)
+    many = made_by_hand(list(draw.uniform(1, 2, (12, 30)) - np.eye(12)[7][:, None]), [str(i) for i in range(30)])
+    best = many.names[7]
+    assert many.yardstick == best
+    every, found = many.compare(), many.compare(many.yardstick)
+    assert (len(every), len(found)) == (66, 11)
+    assert set(found["first"]) == {best} and set(found["second"]) == set(many.names) - {best}
+    assert (found["high"] < 0).all()
+    for _, row in every[every["second"] == best].iterrows():
+        turned = found[found["second"] == row["first"]].iloc[0]
+        np.testing.assert_allclose([turned["difference"], turned["p"]], [-row["difference"], row["p"]])
+    with pytest.raises(PathError, match="no hypothesis 'x'"):
+        many.compare("x")
+    few = made_by_hand(list(draw.uniform(1, 2, (10, 30))), ["a"] * 30)
+    assert few.yardstick is None and len(few.compare(few.yardstick)) == 45
+
+
 def test_what_is_printed():
     found = test_paths(small("gpt2", 2), CLAIMS, random_pairs(4), dissimilarity="abs_loss")
     text = str(found)
@@ -530,3 +549,16 @@ def test_splitting_keeps_equal_references_together():
     for share in (0.0, 1.0):
         with pytest.raises(TaskError, match="cannot be split"):
             pairs.split(share, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [("answers", [[3], [99999], [4]], "answer 99999"), ("wrong", [[3], [4], [-1]], "wrong answer -1"),
+     ("targets", [(3,), (99999,), (4,)], "target 99999")],
+)  # fmt: skip
+@pytest.mark.parametrize("dissimilarity", ["kl", "abs_logit_diff", "abs_loss"])
+def test_answers_that_are_no_logits_are_named(name, rows, said, dissimilarity):
+    pairs = dataclasses.replace(random_pairs(3), **{name: rows})
+    with pytest.raises(PathError, match=said) as caught:
+        test_paths(small("gpt2", 2), CLAIMS, pairs, dissimilarity=dissimilarity)
+    assert caught.value.where == f"pair {2 if name == 'wrong' else 1}"

@@ -60,7 +60,7 @@ def test_a_stream_that_outgrows_its_scale_is_said_where_and_kept(tmp_path):
 def test_an_overflow_is_refused_with_its_cause():
     pairs = random_pairs(6, seed=4).with_others(2)
     with pytest.raises(MetricError, match=r"frozen norms are out of their range: .* position"):
-        decohere(outsized(pairs, 1e18), CLAIM, GROUPS, pairs, norms="frozen")
+        decohere(outsized(pairs, 1e22), CLAIM, GROUPS, pairs, norms="frozen")
 
 
 def outsized(pairs: Pairs, factor: float) -> cp.Model:

@@ -6,6 +6,9 @@ import copy
 import json
 import math
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from crosspatch.discover import Clustering, Samples
 from crosspatch.discover.clusters import CLUSTER, CLUSTER_VERSION
 from crosspatch.errors import ResultError
 from crosspatch.features.nodes import Node
+from crosspatch.report import write_report
 from crosspatch.report.discover import _headline, nats, title_of, write_index
 from crosspatch.report.discover_circuit import LISTED, NARROW, WIDE, cluster_circuit
 from crosspatch.report.features_graph import GraphEdge, GraphNode, feature_graph, fitting
@@ -174,6 +178,114 @@ def test_a_circuit_no_better_than_random_nodes_says_so(tmp_path) -> None:
     assert cluster_circuit(data, tmp_path).warning.startswith("Not enough")
     write_index(a_folder(tmp_path, data, []))
     assert "Not enough" in (tmp_path / "pages" / "c00000.html").read_text("utf-8")
+
+
+# --------------------------------------------------------------------------------------------- from what is saved
+
+
+def test_the_pages_are_made_again_without_a_model_and_pages_of_an_earlier_result_go(tmp_path) -> None:
+    folder = a_folder(tmp_path / "found", a_cluster(), [a_card("r1.post", 3, EVIL)])
+    write_index(folder)
+    made = [folder / "index.html", *(folder / "pages").iterdir()]
+    wanted = {path: path.read_bytes() for path in made}
+    assert len(wanted) == 3
+    for path in wanted:
+        path.unlink()
+    old, mine = folder / "pages" / "c00002.html", [folder / "pages" / name for name in ("c2.html", "notes.html")]
+    for path in (old, *mine):
+        path.write_text("x", "utf-8")
+    (folder / "discover.json").write_text('{"format": "crosspatch-discover", "settings": {}}', "utf-8")
+    write_report(folder)
+    page = (folder / "index.html").read_bytes()
+    (folder / "discover.json").unlink()
+    write_index(folder)
+    assert {path: path.read_bytes() for path in wanted} == wanted
+    assert page != wanted[folder / "index.html"]  # it also says the settings
+    assert not old.exists()
+    assert all(path.is_file() for path in mine)
+    code = (
+        f"import sys; from crosspatch.report.discover import write_index; write_index({str(folder)!r}); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pages_outside_the_folder_are_left_alone(tmp_path) -> None:
+    folder = a_folder(tmp_path / "found", a_cluster(), [])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "c00007.html").write_text("mine", "utf-8")
+    (folder / "pages").symlink_to(other)
+    write_index(folder)
+    assert (other / "c00007.html").is_file()
+
+
+RUN = {"format": "crosspatch-discover", "version": 1, "settings": {"positions": 1, "vectors": "features", "seed": 0}}
+TABLE = "clustering,clusters,stability,stability_low,stability_high,answer\n{},{},1,,,0.5\n"
+
+
+def test_what_a_run_has_beside_clusters_is_said(tmp_path) -> None:
+    folder = a_folder(tmp_path, a_cluster(), [])
+    (folder / "discover.json").write_text(json.dumps(RUN | {"settings": {"seed": "\ud800"}}), "utf-8")
+    (folder / "comparison.csv").write_text(TABLE.format(EVIL, 2), "utf-8")
+    page = write_report(folder).read_text("utf-8")
+    assert "<dd>\\ud800</dd>" in page
+    assert "&lt;img src=x" in page
+    assert "<img" not in page
+    assert '<td data-h="clusters">2</td>' in page
+
+
+def change(path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(path.read_text("utf-8"))
+    spoil(data)
+    path.write_text(json.dumps(data), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("samples.json", lambda path: path.unlink()),
+        ("samples.json", lambda path: path.write_text("[" * 100_000, "utf-8")),
+        ("samples.json", lambda path: change(path, lambda data: data["tokens"].pop("1"))),
+        ("samples.json", lambda path: change(path, lambda data: data["origin"].update(counts=[1]))),
+        ("samples.json", lambda path: change(path, lambda data: data["origin"].update(counts={"sure": EVIL}))),
+        ("clusters.json", lambda path: path.unlink()),
+        ("clusters.json", lambda path: change(path, lambda data: data["labels"].__setitem__(0, 10**9))),
+        ("clusters.json", lambda path: change(path, lambda data: data["labels"].__setitem__(0, 10**30))),
+        ("clusters.json", lambda path: change(path, lambda data: data["labels"].pop())),
+        ("clusters.json", lambda path: change(path, lambda data: data.update(labels=[]))),
+        ("clusters.json", lambda path: change(path, lambda data: data.update(labels=[[0], [1]]))),
+        ("clusters.json", lambda path: change(path, lambda data: data["about"].update(chosen=3))),
+        ("discover.json", lambda path: path.write_text("{", "utf-8")),
+        ("discover.json", lambda path: change(path, lambda data: data.update(format="other"))),
+        ("discover.json", lambda path: change(path, lambda data: data.update(settings=[]))),
+        ("discover.json", lambda path: change(path, lambda data: data["settings"].update(features=[1]))),
+        ("comparison.csv", lambda path: path.write_text("", "utf-8")),
+        ("comparison.csv", lambda path: path.write_bytes(b"\xff\xfe\x00")),
+        ("comparison.csv", lambda path: path.write_text("clustering,clusters\na,2\n", "utf-8")),
+        ("comparison.csv", lambda path: path.write_text(TABLE.format("a", EVIL), "utf-8")),
+        ("comparison.csv", lambda path: path.write_text(TABLE.format("a", ""), "utf-8")),
+        ("circuits/c00000/cluster.json", lambda path: path.write_text("{", "utf-8")),
+        ("circuits/c00000/cluster.json", lambda path: change(path, lambda data: data.update(version=1))),
+        ("circuits/c00000/cluster.json", lambda path: change(path, lambda data: data.update(cluster=1))),
+        ("circuits/c00000/cluster.json", lambda path: change(path, lambda data: data.update(error="no"))),
+        ("circuits/c00000/cluster.json",
+         lambda path: change(path, lambda data: data["evaluation"].update(faithfulness=math.inf))),
+        ("circuits/c00000/cards.json", lambda path: path.write_text("{", "utf-8")),
+        ("circuits/c00000/cards.json", lambda path: path.write_text('{"cards": [{"reads": ["m0"]}]}', "utf-8")),
+    ],
+)  # fmt: skip
+def test_a_file_that_was_damaged_is_named_with_what_to_do(tmp_path, name, spoil) -> None:
+    folder = a_folder(tmp_path, a_cluster(), [])
+    (folder / "discover.json").write_text(json.dumps(RUN), "utf-8")
+    (folder / "comparison.csv").write_text(TABLE.format("a", 2), "utf-8")
+    write_report(folder)
+    spoil(folder / name)
+    with pytest.raises(ResultError) as caught:
+        write_report(folder)
+    assert str(folder / name) in str(caught.value.where)
+    assert caught.value.fix
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing

@@ -20,7 +20,7 @@ from crosspatch.paths.pathset import from_edges, paths
 from crosspatch.paths.refine import Refinement
 from crosspatch.paths.saved import from_json, load, save, to_json
 from crosspatch.paths.scores import PathTest
-from crosspatch.paths.sender import SenderEffects
+from crosspatch.paths.sender import NO_SHARES, SenderEffects
 from crosspatch.report import paths_figures as figures
 from crosspatch.report.data import Gate
 from crosspatch.report.html import POLICY
@@ -181,6 +181,33 @@ def test_scores_are_said_as_they_are() -> None:
     assert section.rows[0].cells[0] == "80 %"
     assert section.rows[0].cells[6:] == ("80 %", "[80 %, 80 %]")  # loss recovered: 1 - 0.4 / 2
     assert section.comparison[0].cells[0].startswith("-1.6")
+    assert section.yardstick is None
+
+
+def test_of_many_hypotheses_each_is_shown_beside_the_best_one() -> None:
+    two = scored()
+    names = [f"claim {i}" for i in range(500)]
+    spread = np.linspace(1, 0.5, 500)[:, None]  # the last leaves least unexplained
+    many = replace(
+        two,
+        names=names,
+        unexplained=two.unexplained[:1] * spread,
+        needed=two.needed[:1] * np.ones_like(spread),
+        signed=two.signed[:1] * np.ones_like(spread),
+    )
+    section = score_section(many)
+    assert len(section.comparison) == 499
+    assert all(row.name.startswith("\N{LEFT DOUBLE QUOTATION MARK}claim 499") for row in section.comparison)
+    page = render(Page("Which?", scores=section))
+    assert "Of 500 hypotheses, each beside the one that leaves least unexplained" in page
+
+
+def test_a_sweep_without_sure_total_speaks_of_no_share() -> None:
+    found = swept()
+    assert "of the total effect" in sweep_section(found).headline[0]
+    turned = found.total * np.where(np.arange(len(found.total)) % 2, 1, -1)
+    (said,) = sweep_section(replace(found, total=turned)).headline
+    assert said.endswith(f"[+0.50, +0.50]. {NO_SHARES}")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +456,8 @@ def decohered() -> Decohering:
         "always": None, "method": "memoised", "model": "toy", "norms": "frozen", "seed": 0,
     }  # fmt: skip
     total = np.full(N, 2.0)
-    return Decohering([EVIL[0]], total[None] * 0.25, total[None] * 0.5, total, total, [str(i) for i in range(N)], about)
+    shared, apart, floor = total[None] * 0.25, total[None] * 0.5, total * 1e-9
+    return Decohering([EVIL[0]], shared, apart, total, total, floor, [str(i) for i in range(N)], about)
 
 
 def test_mediation_is_split_and_hostile_names_stay_text() -> None:

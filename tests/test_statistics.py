@@ -125,6 +125,38 @@ def test_ignoring_clusters_would_find_things_that_are_not_there():
     assert (s.sign_flip_p(values, [str(i // 4) for i in range(40)]) < 0.05).mean() < 0.08
 
 
+@given(hnp.arrays(np.float64, (3, 9), elements=st.integers(-5, 5).map(float)), st.integers(0, 99))
+def test_rounding_breaks_no_ties(values, seed):
+    """Effects as float32 gives them: the p of exact ones, whichever way the last digits fall."""
+    off = values + rng(seed).uniform(-1, 1, values.shape) * 1e-6 * np.abs(values)
+    np.testing.assert_allclose(s.sign_flip_p(off), s.sign_flip_p(values))
+
+
+@given(hnp.arrays(np.float64, (4, 20), elements=st.floats(-9, 9)), st.floats(0, 2))
+def test_tolerance_makes_p_larger_only(values, rounding):
+    assert (s.sign_flip_p(values, rounding=rounding) >= s.sign_flip_p(values)).all()
+
+
+def test_effects_within_rounding_are_none():
+    noise = rng(1).uniform(0.5, 1, (1, 12)) * 3e-6  # all of one sign, as rounding can be
+    assert s.sign_flip_p(noise)[0] == s.smallest_p(12)
+    assert s.sign_flip_p(noise, rounding=3e-6)[0] == 1
+    assert s.sign_flip_p(noise + 0.1, rounding=3e-6)[0] == s.smallest_p(12)
+
+
+def test_shares_of_a_total_that_may_be_zero_are_none():
+    effects = rng(3).normal(1, 0.1, (2, 12))
+    sampler = s.resampler(12)
+    share, around = s.share_of_total(effects, rng(4).normal(0.02, 1, 12), sampler)
+    assert np.isnan([share, around.low, around.high]).all()
+    share, around = s.share_of_total(effects, np.full(12, -2.0), sampler)
+    np.testing.assert_allclose(share, -effects.mean(axis=1) / 2)
+    assert (around.low < share).all() and (share < around.high).all()
+    share, around = s.share_of_total(effects[:, :1], np.array([2.0]), s.resampler(1))  # no interval, but a share
+    np.testing.assert_allclose(share, effects[:, 0] / 2)
+    assert np.isnan(around.low).all()
+
+
 def test_few_clusters_are_not_flipped_as_wholes():
     clusters = ["a"] * 6 + ["b"] * 6
     assert (s.flip_units(12, clusters) == np.arange(12)).all()

@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from crosspatch.circuits.circuit import Circuit
 from crosspatch.errors import ResultError
-from crosspatch.results.files import REPAIR, digest, read_json, read_parquet, to_parquet, write_atomic, write_json
+from crosspatch.results.files import (
+    REPAIR,
+    digest,
+    drop_tables,
+    read_json,
+    read_parquet,
+    to_parquet,
+    write_atomic,
+    write_json,
+)
 from crosspatch.tasks.findings import GateFinding
 
 VERSION = 1
@@ -81,9 +90,7 @@ class Stored:
                 "fields": rest,
             },
         )
-        for old in folder.glob("arrays-*.parquet"):
-            if old.name != name:
-                old.unlink()
+        drop_tables(folder, ["arrays"], [{"file": name}])
         return folder
 
     @classmethod

@@ -101,7 +101,7 @@ def evaluate(
             budget_mib=budget_mib,
             progress=shown.stage,
         )
-    work.tidy(save_curves(folder / CURVES, curves))
+    save_curves(folder / CURVES, curves)
     work.change_run(folder)
     page = work.write_page(folder)
     result({"ok": True, "out": str(folder), "report": page, "curves": evaluations(curves)})
@@ -172,9 +172,9 @@ def edges(
         )  # fmt: skip
         if do_evaluate:
             curve = work.judged_edges(at, nodes, found, limit, size or (), saved.pairs, random, shown, budget_mib)
-    work.tidy(save_circuit(folder, nodes, found))
+    save_circuit(folder, nodes, found)
     if curve is not None:
-        work.tidy(save_curves(folder / EDGES, [curve]))
+        save_curves(folder / EDGES, [curve])
     else:
         rmtree(folder / EDGES, ignore_errors=True)  # it was of the edges that are gone
     work.change_run(folder, edge_threshold=limit)

@@ -295,16 +295,6 @@ def save_cards(out: Path, cards: Sequence[Card], found: FoundFeatures) -> None:
     write_atomic(out / files.CARDS_PAGE, page.encode())
 
 
-def tidy(folder: Path) -> None:
-    """Remove tables that no file of the folder names any more: a later command wrote others."""
-    from crosspatch.cli.folders import OURS
-
-    named = "".join(path.read_text("utf-8") for path in folder.glob("*.json"))
-    for path in folder.glob("*.parquet"):
-        if OURS.fullmatch(path.name) and path.name not in named:
-            path.unlink()
-
-
 def change_run(folder: Path, **settings: Any) -> None:
     """Record other settings, and this command among those that made a folder."""
     from crosspatch.cli.folders import with_this_command

@@ -38,12 +38,14 @@ from crosspatch.cli.paths_out import (
     attribution_frame,
     planned,
     records,
+    say_intervals,
     say_report,
     take,
     write_folder,
 )
 from crosspatch.cli.sweeping import Force, Overwrite, Resume
-from crosspatch.report.svg import interval, percent, signed
+from crosspatch.report.paths_rows import between, plain_range, share_range
+from crosspatch.report.svg import percent, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,7 +132,7 @@ def test(
                 on_plan=planned(given.pairs),
                 checkpoint=out,
             )
-    scores, compared = scored.frame(), scored.compare()
+    scores, compared = scored.frame(), scored.compare(scored.yardstick)
     mean, low, high = scored.ate
     floor, about = float(scored.floor.mean()), scored.about
     page = None
@@ -155,11 +157,14 @@ def test(
         }
     )
     say(f"{about['dissimilarity']} in {about['unit']}, {len(scored.total)} pairs: {about['pairs']}")
-    say(f"Null: {about['null']}. ATE {mean:.4g} [{low:.4g}, {high:.4g}].")
+    say(f"Null: {about['null']}. ATE {mean:.4g} {plain_range(low, high)}.")
     say(f"Numerical floor (AUE at all paths): {floor:.1e}. {about['method'].capitalize()}.\n")
     say(_scores(scores))
+    say_intervals(len(scored.total))
     if len(compared):
         say(f"\nAUE on the same pairs, first less second (negative: the first explains more)\n{_compared(compared)}")
+        if scored.yardstick is not None:
+            say(f"Each beside the one that leaves least unexplained on these pairs, of {len(scores)} hypotheses.")
     if moved is not None:
         groups = ", ".join(moved.about["groups"])
         say(f"\nA counterfactual of its own for each of: {groups}\n{moved.about['pairs']}\n{_moved(moved.frame())}")
@@ -174,18 +179,14 @@ def _scores(frame: pd.DataFrame) -> str:
         cells.append([row["hypothesis"]])
         for name in ("explained", "needed"):
             cells[-1] += [percent(row[name]), _between(row, name)]
-        cells[-1] += [
-            f"{row['aue']:.4g}",
-            f"[{row['aue_low']:.4g}, {row['aue_high']:.4g}]",
-            percent(row["loss_recovered"]),
-        ]
-    return table(
-        cells, ["hypothesis", "explained", "interval", "needed", "interval", "AUE", "interval", "loss recovered"]
-    )
+        cells[-1] += [f"{row['aue']:.4g}", plain_range(row["aue_low"], row["aue_high"])]
+        cells[-1] += [percent(row["loss_recovered"]), _between(row, "loss_recovered")]
+    columns = ("explained", "needed", "AUE", "loss recovered")
+    return table(cells, ["hypothesis", *(name for column in columns for name in (column, "interval"))])
 
 
 def _between(row: dict[str, Any], name: str) -> str:
-    return f"[{percent(row[f'{name}_low'])}, {percent(row[f'{name}_high'])}]"
+    return share_range(row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _moved(frame: pd.DataFrame) -> str:
@@ -196,7 +197,7 @@ def _moved(frame: pd.DataFrame) -> str:
             percent(row["explained_apart"]),
             _between(row, "explained_apart"),
             signed(row["aue_change"]),
-            interval(row["aue_change_low"], row["aue_change_high"]),
+            between(row["aue_change_low"], row["aue_change_high"]),
         ]
         for row in records(frame)
     ]
@@ -209,7 +210,7 @@ def _compared(frame: pd.DataFrame) -> str:
             row["first"],
             row["second"],
             f"{row['difference']:.4g}",
-            f"[{row['low']:.4g}, {row['high']:.4g}]",
+            plain_range(row["low"], row["high"]),
             f"{row['q']:.3f}",
         ]
         for row in records(frame)
@@ -273,6 +274,7 @@ def attribute(
             seed=seed,
             budget_mib=budget_mib,
             progress=shown.of("paths"),
+            on_plan=planned(given.pairs),
         )
     frame = attribution_frame(seen, given.following)
     about = {
@@ -310,9 +312,10 @@ def attribute(
             "about": about | {"claim": claim.to_json()},
         }
     )
+    quantity = seen.about["quantity"]
     say(
         f"{given.pairs.provenance}\n"
-        f"Change of the loss in {seen.unit} when all paths but those of {chosen!r} see another prompt.\n"
+        f"Change of the {quantity} in {seen.unit} when all paths but those of {chosen!r} see another prompt.\n"
         "Positive: the paths left out were helping.\n"
     )
     cells = [
@@ -320,12 +323,13 @@ def attribute(
             str(row["position"]),
             repr(row["predicts"]),
             signed(row["effect"]),
-            interval(row["low"], row["high"]),
-            f"{row['loss']:.3g}",
+            between(row["low"], row["high"]),
+            f"{row['reference']:.3g}",
         ]
         for row in records(frame)
     ]
-    say(table(cells, ["position", "predicts", "effect", "interval", "loss in the model"]))
+    say(table(cells, ["position", "predicts", "effect", "interval", f"{quantity} in the model"]))
+    say_intervals(len(given.pairs))
     say_report(page)
 
 

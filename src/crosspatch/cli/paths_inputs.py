@@ -261,7 +261,7 @@ def one_hypothesis(found: Hypotheses, name: str | None, path: Path) -> tuple[str
 def in_words(claim: PathSet, model: Model, pairs: Pairs) -> str:
     """What a hypothesis says; of the first prompt where it names positions, and nothing where that prompt is long."""
     from crosspatch.paths.automaton import vocabulary
-    from crosspatch.paths.inspect import explain
+    from crosspatch.paths.in_words import explain
 
     words = vocabulary([claim], model.shape)
     if not (words.positions or words.windows):

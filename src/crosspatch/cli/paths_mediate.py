@@ -21,9 +21,10 @@ from crosspatch.cli.inputs import (
 )
 from crosspatch.cli.paths_inputs import Asked, pairs_of
 from crosspatch.cli.paths_options import Apart, Distance, Folder, Mlps, Norms, NormScale
-from crosspatch.cli.paths_out import planned, records, say_report, take, write_folder
+from crosspatch.cli.paths_out import planned, records, say_intervals, say_report, take, write_folder
 from crosspatch.cli.sweeping import Force, Overwrite, Resume
-from crosspatch.report.svg import interval, percent, signed
+from crosspatch.report.paths_rows import between, share_range
+from crosspatch.report.svg import percent, signed
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,6 +66,7 @@ def mediate(
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, "clean", None, 0, force))
     from crosspatch.paths.mediate import mediation
+    from crosspatch.paths.sender import NO_SHARES
 
     with bars() as shown:
         found = mediation(
@@ -101,13 +103,22 @@ def mediate(
     say(f"{sender}: signed {about['quantity']} in {about['unit']}, {len(found.total)} pairs: {about['pairs']}")
     say(f"MLPs on the direct way: {about['mlps']}. {about['method'].capitalize()}.\n")
     cells = [
-        [row["part"], signed(row["effect"]), interval(row["low"], row["high"]), percent(row["share"])]
+        [
+            row["part"],
+            signed(row["effect"]),
+            between(row["low"], row["high"]),
+            percent(row["share"]),
+            share_range(row["share_low"], row["share_high"]),
+        ]
         for row in records(split)
     ]
-    say(table(cells, ["part", "effect", "interval", "share of its total"]))
+    say(table(cells, ["part", "effect", "interval", "share of its total", "interval"]))
+    if split["share"].isna().all():
+        say(NO_SHARES)
+    say_intervals(len(given.pairs))
     if found.mediators.senders:
         cells = [
-            [row["sender"], signed(row["effect"]), interval(row["low"], row["high"]), f"{row['q']:.3f}"]
+            [row["sender"], signed(row["effect"]), between(row["low"], row["high"]), f"{row['q']:.3f}"]
             for row in records(found.mediators.top(top))
         ]
         say(f"\nThe first part after {sender}\n{table(cells, ['mediator', 'effect', 'interval', 'q'])}")

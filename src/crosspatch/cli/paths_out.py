@@ -93,7 +93,10 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def attribution_frame(seen: Attribution, following: str) -> pd.DataFrame:
-    """One row per read: where it was made, the token that should come next, change of the loss, loss in the model."""
+    """One row per read: where it was made, the token that should come next, change of the quantity, its value there.
+
+    `reference` is the quantity (`seen.about["quantity"]`: a loss, a logit difference) in the model itself.
+    """
     import pandas as pd
 
     after = [*seen.tokens[1:], following]
@@ -104,9 +107,15 @@ def attribution_frame(seen: Attribution, following: str) -> pd.DataFrame:
             "effect": seen.effect,
             "low": seen.low,
             "high": seen.high,
-            "loss": seen.reference,
+            "reference": seen.reference,
         }
     )
+
+
+def say_intervals(n_pairs: int) -> None:
+    """Why numbers have no interval, where that is plain: nothing is known of how pairs differ."""
+    if n_pairs == 1:
+        say("One pair: no interval.")
 
 
 def say_report(page: str | None) -> None:

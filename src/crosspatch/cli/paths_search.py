@@ -36,9 +36,10 @@ from crosspatch.cli.paths_options import (
     Side,
     Text,
 )
-from crosspatch.cli.paths_out import planned, records, say_report, take, write_folder
+from crosspatch.cli.paths_out import planned, records, say_intervals, say_report, take, write_folder
 from crosspatch.cli.sweeping import Force, Overwrite, Resume
-from crosspatch.report.svg import interval, percent, signed
+from crosspatch.report.paths_rows import between, share_range
+from crosspatch.report.svg import percent, signed
 
 
 def add_to(app: typer.Typer) -> None:
@@ -92,7 +93,7 @@ def sweep(
     take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, "clean", None, 0, force))
-    from crosspatch.paths.sender import path_patch
+    from crosspatch.paths.sender import NO_SHARES, path_patch
 
     with bars() as shown:
         swept = path_patch(
@@ -131,13 +132,17 @@ def sweep(
         [
             row["sender"],
             signed(row["effect"]),
-            interval(row["low"], row["high"]),
+            between(row["low"], row["high"]),
             percent(row["share"]),
+            share_range(row["share_low"], row["share_high"]),
             f"{row['q']:.3f}",
         ]
         for row in records(swept.top(top))
     ]
-    say(table(cells, ["sender", "effect", "interval", "share of total", "q"]))
+    say(table(cells, ["sender", "effect", "interval", "share of total", "interval", "q"]))
+    if frame["share"].isna().all():
+        say(NO_SHARES)
+    say_intervals(len(given.pairs))
     say_report(page)
 
 
@@ -190,8 +195,8 @@ def refine(
     take(out, overwrite, resume)
     loaded = load_model(model, dtype, device, threads)
     given = pairs_of(loaded, Asked(task, corruption, n, seed, reference.value, text, length, force))
+    from crosspatch.paths.candidates import steps
     from crosspatch.paths.refine import refine as run
-    from crosspatch.paths.refine import steps
 
     candidates = len(steps(patterns, loaded.shape, nodes=nodes, positions=positions or ()))
     note(f"Plan: at most {max_steps} steps, {candidates} candidates in the first, {len(given.pairs)} pairs")
@@ -214,7 +219,7 @@ def refine(
             progress=shown.of("steps"),
             checkpoint=out,
         )
-    page = None
+    page, floor = None, float(grown.floor.mean())
     if out is not None:
         what = given.pairs.provenance.split(" (")[0]
         page = write_folder(out, [grown], {"steps": grown.log}, given, f"Which paths carry {what}?")
@@ -227,6 +232,7 @@ def refine(
             "patterns": grown.patterns,
             "steps": records(grown.log),
             "random": grown.random.tolist(),
+            "floor": floor,
             "about": grown.about,
         }
     )
@@ -237,13 +243,15 @@ def refine(
             row["pattern"] or "(no path)",
             percent(row["explained"]),
             percent(row["explained_held_out"]),
+            share_range(row["held_out_low"], row["held_out_high"]),
         ]
         for i, row in enumerate(records(grown.log))
     ]
-    say(table(cells, ["", "step", "pattern", "explained", "held out"]))
+    say(table(cells, ["", "step", "pattern", "explained", "held out", "interval"]))
+    say(f"\nNumerical floor (AUE at all paths, held-out pairs): {floor:.1e}.")
     if not grown.patterns:
-        say("\nNo step surely adds enough, so that no path is claimed. Lower --min-gain, or raise --n.")
+        say("No step surely adds enough, so that no path is claimed. Lower --min-gain, or raise --n.")
     elif len(grown.random):
         most = percent(float(grown.random.max()))
-        say(f"\n{len(grown.random)} random hypotheses of as many patterns explain {most} at most (held-out pairs).")
+        say(f"{len(grown.random)} random hypotheses of as many patterns explain {most} at most (held-out pairs).")
     say_report(page)

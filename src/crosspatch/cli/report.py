@@ -9,6 +9,10 @@ import typer
 
 from crosspatch.cli.console import Debug, Json, Quiet, result, say
 
+_FOLDER = (
+    "What was --out of `crosspatch localize`, `patch`, `paths`, `circuit`, `features circuit`, `shift` or `discover`."
+)
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
@@ -16,12 +20,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def rebuild(
-    folder: Annotated[Path, typer.Argument(help="A folder written by `crosspatch localize`, `patch` or `paths`.")],
+    folder: Annotated[Path, typer.Argument(help=_FOLDER)],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild the HTML report of a folder of saved results; no model is loaded."""
+    """Rebuild the HTML report of a folder of saved results; no model is loaded.
+
+    Of `discover` that is index.html with a page for every cluster, of all others report.html.
+    """
     from crosspatch.report import write_report
 
     path = write_report(folder)

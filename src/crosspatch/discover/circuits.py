@@ -23,6 +23,8 @@ from crosspatch.discover.clusters import (
     CLUSTER_VERSION,
     Clustering,
     cluster_folder,
+    drop_circuit,
+    drop_others,
     read_cluster,
 )
 from crosspatch.discover.samples import Samples
@@ -114,7 +116,8 @@ def cluster_circuits(
     """Find and judge a circuit for every cluster, and write each to a folder of its own as soon as it is done.
 
     A cluster that is there with the same samples, dictionaries and settings is not computed again; one that failed is
-    tried again.
+    tried again. A circuit that was found in another way is replaced, with all of its files; those of clusters that
+    there are no more are removed.
 
     Args:
         folder: gets `c00000/cluster.json`, and beside it the circuit as `features.save_circuit` writes it and
@@ -136,6 +139,7 @@ def cluster_circuits(
     folder = Path(folder)
     chosen = [number for number in range(clustering.k) if _documents(samples, clustering, number) >= FEWEST]
     chosen = chosen[:most]
+    drop_others(folder, clustering.k)
     table: Replacement | None = None
     found = []
     for done, number in enumerate(chosen, 1):
@@ -146,6 +150,7 @@ def cluster_circuits(
         if kept is None or kept["key"] != key or "error" in kept:
             if table is None:
                 table = _replacement(model, samples, bases, settings)
+            drop_circuit(cluster_folder(folder, number))  # of other settings: files of two circuits are never mixed
             kept = {"format": CLUSTER, "version": CLUSTER_VERSION, "cluster": number, "key": key}
             at = _steps(progress, done - 1, len(chosen))
             kept |= _noted(model, own, bases, table, start, settings, cluster_folder(folder, number), budget_mib, at)

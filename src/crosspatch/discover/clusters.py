@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 from jaxtyping import Int
 
 from crosspatch.errors import CrosspatchError, ResultError
-from crosspatch.results.files import REPAIR, read_json, write_json
+from crosspatch.features.saved import CIRCUIT_FILE
+from crosspatch.results.files import REPAIR, drop_tables, read_json, write_json
 
+FORMAT, FILE, TABLE = "crosspatch-discover", "discover.json", "comparison.csv"
+"""What was asked for, and the clustering beside baselines."""
 CLUSTERING, VERSION = "crosspatch-clustering", 1
 CLUSTER, CLUSTER_VERSION = "crosspatch-cluster", 2
 CLUSTERS_FILE, CLUSTER_FILE, CARDS_FILE = "clusters.json", "cluster.json", "cards.json"
@@ -74,10 +78,11 @@ def load_clustering(folder: str | Path, samples: str) -> Clustering:
         raise ResultError("is of other samples", where=str(path), fix="delete it, or use another folder")
     try:
         labels, *repeats = (np.array(one, dtype=np.int64) for one in (data["labels"], *data["repeats"]))
-        if not len(labels) or labels.min() < 0 or any(len(one) != len(labels) for one in repeats):
+        whole = labels.ndim == 1 and np.array_equal(np.unique(labels), np.arange(labels.max(initial=-1) + 1))
+        if not len(labels) or not whole or any(one.shape != labels.shape for one in repeats):
             raise ValueError("numbers of clusters do not fit")
         return Clustering(labels, repeats, dict(data["about"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ResultError(f"cannot be read ({error})", where=str(path), fix=REPAIR) from error
 
 
@@ -100,6 +105,24 @@ def read_cluster(folder: Path) -> dict[str, Any] | None:
     whole = data.get("format") == CLUSTER and data.get("version") == CLUSTER_VERSION
     complete = {"cluster", "key"} <= set(data) and ("error" in data or {"nodes", "edges", "evaluation"} <= set(data))
     return data if whole and complete and isinstance(data["cluster"], int) else None
+
+
+def drop_circuit(folder: Path) -> None:
+    """Remove the circuit of a cluster, with what is known of it, and the folder if nothing else is in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for name in (CLUSTER_FILE, CARDS_FILE, CIRCUIT_FILE):
+        (folder / name).unlink(missing_ok=True)
+    drop_tables(folder, ["edges"])
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def drop_others(folder: Path, k: int) -> None:
+    """Remove the circuits of clusters from `k` on: there are no such clusters any more."""
+    for path in list(folder.glob("c[0-9]*")):
+        if re.fullmatch(r"c[0-9]{5,}", path.name) and int(path.name[1:]) >= k:
+            drop_circuit(path)
 
 
 def read_clusters(folder: str | Path) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from crosspatch.dictionaries.dictionary import Dictionary
 from crosspatch.discover.agreement import baselines, comparison, histogram_vectors
 from crosspatch.discover.circuits import CircuitSettings, cluster_circuits
 from crosspatch.discover.clustering import LEAST, Method, cluster
-from crosspatch.discover.clusters import CLUSTERS_FILE, Clustering, load_clustering
+from crosspatch.discover.clusters import CLUSTERS_FILE, FILE, FORMAT, TABLE, Clustering, load_clustering
 from crosspatch.discover.draw import Induction, draw_samples
 from crosspatch.discover.samples import FILE as SAMPLES_FILE
 from crosspatch.discover.samples import Samples, load_samples
@@ -24,7 +24,7 @@ from crosspatch.features.basis import Bases, bases_of
 from crosspatch.model import Model
 from crosspatch.results.files import read_json, write_atomic, write_json
 
-FORMAT, VERSION, FILE, TABLE = "crosspatch-discover", 1, "discover.json", "comparison.csv"
+VERSION = 1
 VECTORS, CIRCUITS = "vectors", "circuits"
 """Folders inside the results."""
 Stage = Callable[[str, float, float], None]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from crosspatch.errors import ResultError, TaskError
-from crosspatch.results.files import REPAIR, read_json, read_table, write_json, write_table
+from crosspatch.results.files import REPAIR, drop_tables, read_json, read_table, write_json, write_table
 
 FORMAT, VERSION, FILE = "crosspatch-samples", 1, "samples.json"
 
@@ -110,9 +110,11 @@ class Samples:
                 "label": pa.array([None] * len(self) if self.labels is None else self.labels, pa.string()),
             }
         )
-        about = {"format": FORMAT, "version": VERSION, "table": write_table(folder, "samples", table)}
+        told = write_table(folder, "samples", table)
+        about = {"format": FORMAT, "version": VERSION, "table": told}
         words = {str(token): text for token, text in sorted(self.tokens.items())}
         write_json(folder / FILE, {**about, "hash": self.hash, "origin": self.origin, "tokens": words})
+        drop_tables(folder, ["samples"], [told])
         return folder
 
 
@@ -129,6 +131,8 @@ def load_samples(folder: str | Path) -> Samples:
         raise ResultError(f"is not a file of the format {FORMAT} {VERSION}", where=where, fix=REPAIR)
     try:
         table = read_table(folder, data["table"])
+        if empty := [name for name in ("answer", "loss", "document") if table[name].null_count]:
+            raise ValueError(f"empty cells in {empty[0]}")
         labels = table["label"].to_pylist()
         made = Samples(
             [tuple(ids) for ids in table["context"].to_pylist()],
@@ -143,6 +147,10 @@ def load_samples(folder: str | Path) -> Samples:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, TaskError) as error:
         raise ResultError(f"cannot be read ({error})", where=where, fix=REPAIR) from error
+    unknown = set(made.answers.tolist()).union(*made.contexts) - set(made.tokens)
+    if unknown or not np.isfinite(made.losses).all():
+        what = f"token {min(unknown)} has no text" if unknown else "a loss is not a number"
+        raise ResultError(f"cannot be read ({what})", where=where, fix=REPAIR)
     if made.hash != data.get("hash"):
         raise ResultError("holds other samples than were written", where=where, fix=REPAIR)
     return made

@@ -16,6 +16,7 @@ from crosspatch.features.edge_sets import EdgeEvaluation, EdgeSet
 from crosspatch.features.evaluation import FeatureEvaluation
 from crosspatch.features.nodes import NodeSet
 from crosspatch.results.files import (
+    drop_tables,
     lists_to_rows,
     read_json,
     read_table,
@@ -56,15 +57,16 @@ class Curve:
 
 
 def save_curves(folder: str | Path, curves: Sequence[Curve]) -> Path:
-    """Write `evaluations.json` and its tables, atomically.
+    """Write `evaluations.json` and its tables, atomically. Tables of evaluations that were there before are removed.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
-    write_json(
-        folder / FILE, {"format": FORMAT, "version": VERSION, "evaluations": [_saved(folder, c) for c in curves]}
-    )
+    saved = [_saved(folder, curve) for curve in curves]
+    write_json(folder / FILE, {"format": FORMAT, "version": VERSION, "evaluations": saved})
+    named = [told for one in saved for told in (*one["tables"].values(), one["edges"]) if told is not None]
+    drop_tables(folder, ["values", "nodes", "ends"], named)
     return folder
 
 

@@ -14,6 +14,7 @@ from crosspatch.features.edge_scores import FeatureEdges
 from crosspatch.features.found import FeatureEffects, Kept
 from crosspatch.features.nodes import NodeSet
 from crosspatch.results.files import (
+    drop_tables,
     lists_to_rows,
     read_json,
     read_table,
@@ -23,6 +24,7 @@ from crosspatch.results.files import (
 )
 
 EFFECTS, CIRCUIT, VERSION = "crosspatch-feature-effects", "crosspatch-feature-circuit", 1
+CIRCUIT_FILE = "feature-circuit.json"
 
 
 def save_effects(effects: FeatureEffects, folder: str | Path) -> Path:
@@ -42,6 +44,7 @@ def save_effects(effects: FeatureEffects, folder: str | Path) -> Path:
         },
         "mean": {"value": np.concatenate([effects.mean[place].ravel() for place in effects.places])},
     }
+    written = {name: write_table(folder, name, pa.table(columns)) for name, columns in tables.items()}
     write_json(
         folder / "feature-effects.json",
         {
@@ -61,9 +64,10 @@ def save_effects(effects: FeatureEffects, folder: str | Path) -> Path:
             "clusters": effects.clusters,
             "pairs": effects.pairs,
             "origin": effects.origin,
-            "tables": {name: write_table(folder, name, pa.table(columns)) for name, columns in tables.items()},
+            "tables": written,
         },
     )
+    drop_tables(folder, written, written.values())
     return folder
 
 
@@ -102,7 +106,8 @@ def load_effects(folder: str | Path) -> FeatureEffects:
 
 
 def save_circuit(folder: str | Path, nodes: NodeSet, edges: FeatureEdges | None = None) -> Path:
-    """Write `feature-circuit.json`, with the nodes, and the effects of its edges beside it, atomically.
+    """Write `feature-circuit.json`, with the nodes, and the effects of its edges beside it, atomically. Those of a
+    circuit that was there before are removed.
 
     Returns:
         The folder.
@@ -131,7 +136,8 @@ def save_circuit(folder: str | Path, nodes: NodeSet, edges: FeatureEdges | None 
             "pairs": edges.pairs,
             "origin": edges.origin,
         }
-    write_json(folder / "feature-circuit.json", data)
+    write_json(folder / CIRCUIT_FILE, data)
+    drop_tables(folder, ["edges"], [] if data["edges"] is None else [data["edges"]["table"]])
     return folder
 
 
@@ -142,7 +148,7 @@ def load_circuit(folder: str | Path) -> tuple[NodeSet, FeatureEdges | None]:
         ResultError: a file that is missing, cut off, edited, or something else.
     """
     folder = Path(folder)
-    data, where = _read(folder / "feature-circuit.json", CIRCUIT)
+    data, where = _read(folder / CIRCUIT_FILE, CIRCUIT)
     try:
         spans = tuple(map(str, data["spans"]))
         keep = {}

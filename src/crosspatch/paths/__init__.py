@@ -1,16 +1,17 @@
 """Path patching: a claim is a set of paths; test it exactly, score it, see where it fails, refine it."""
 
 from crosspatch.paths.attribute import Attribution, attribute
+from crosspatch.paths.candidates import Step, steps
 from crosspatch.paths.decohere import Decohering, decohere
 from crosspatch.paths.dissimilarity import DISSIMILARITIES, Dissimilarity
 from crosspatch.paths.evaluate import PathReadout, evaluate, make_plan
 from crosspatch.paths.files import Hypotheses, parse_hypotheses, read_hypotheses
+from crosspatch.paths.in_words import explain
 from crosspatch.paths.inspect import (
     canonical,
     contains,
     count,
     equal,
-    explain,
     has_path,
     listed,
     require_some,
@@ -30,7 +31,7 @@ from crosspatch.paths.pathset import (
     union,
     via,
 )
-from crosspatch.paths.refine import Refinement, Step, refine, steps, sweep_steps
+from crosspatch.paths.refine import Refinement, refine, sweep_steps
 from crosspatch.paths.saved import load, save
 from crosspatch.paths.scores import PathTest, test_paths
 from crosspatch.paths.sender import SenderEffects, path_patch, sender_paths

@@ -27,9 +27,9 @@ from crosspatch.paths.kept import kept_in, measure_kept
 from crosspatch.paths.measure import Mask
 from crosspatch.paths.norms import LARGE, Norms, Stretch, stretch_of
 from crosspatch.paths.pairs import Pairs, pairs_of
-from crosspatch.paths.pathset import Decohered, PathSet, nothing
+from crosspatch.paths.pathset import Decohered, PathSet, everything, nothing
 from crosspatch.paths.printed import estimate
-from crosspatch.paths.scores import about_claims, require_named
+from crosspatch.paths.scores import SAID_NOISE, about_claims, is_noise, require_named
 from crosspatch.results import statistics
 from crosspatch.tasks.pairs import Task
 
@@ -42,6 +42,7 @@ class Decohering:
         names: of the hypotheses.
         shared, apart: per pair, dissimilarity to the reference run (AUE) under the two.
         total, total_apart: the same of the null hypothesis.
+        floor: per pair, the same when all paths carry the reference and every node is computed all the same: rounding.
         clusters: what intervals resample.
         about: groups, pairs, dissimilarity, null, seed, cost; with frozen norms also `stretch`, where they leave an
             input largest beside recomputed ones (of the pairs that this run measured, not of those from a checkpoint).
@@ -52,6 +53,7 @@ class Decohering:
     apart: Float[np.ndarray, "hypothesis pair"]
     total: Float[np.ndarray, " pair"]
     total_apart: Float[np.ndarray, " pair"]
+    floor: Float[np.ndarray, " pair"]
     clusters: list[str]
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -84,8 +86,11 @@ class Decohering:
         lines = [
             f"{a['dissimilarity']} in {a['unit']} on {len(self.total)} pairs ({a['pairs']}); a counterfactual of its "
             f"own for each of {', '.join(a['groups'])}; {a['method']}",
-            f"null: {a['null']}; ATE {estimate(*ates[0], '.4g')} shared, {estimate(*ates[1], '.4g')} apart",
+            f"null: {a['null']}; ATE {estimate(*ates[0], '.4g')} shared, {estimate(*ates[1], '.4g')} apart; "
+            f"numerical floor (AUE at all paths) {float(np.nanmean(self.floor)):.1e}",
         ]
+        if is_noise(self.total, self.floor) or is_noise(self.total_apart, self.floor):
+            lines.append(SAID_NOISE)
         for row in self.frame().to_dict("records"):
             shared, apart, change = (
                 estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], form)
@@ -103,11 +108,12 @@ class Decohering:
 def _warning(stretch: Mapping[str, Any]) -> str:
     if not stretch.get("large"):
         return ""
-    much = "overflows" if stretch["ratio"] is None else f"is {stretch['ratio']:.3g} times as large as recomputed"
+    ratio = stretch["ratio"]
+    much = "overflows" if ratio is None else f"is {ratio:.3g} times as large as recomputed (careful above {LARGE:g})"
     pair = "" if stretch.get("pair") is None else f" in pair {stretch['pair']}"
     return (
-        f"frozen norms are out of their range: {stretch['reader']} {much} at position {stretch['position']}{pair} "
-        f"(more than {LARGE:g}); compare with norms='recomputed'"
+        f"frozen norms are out of their range: {stretch['reader']} {much} at position {stretch['position']}{pair}; "
+        "compare with norms='recomputed'"
     )
 
 
@@ -165,6 +171,7 @@ def decohere(
     claims = [kept, *(claim | kept if always is not None else claim for claim in hypotheses.values())]
     sets: list[PathSet | Decohered] = [*claims]
     sets += [Decohered(claim, tuple(groups.values())) for claim in claims]
+    sets.append(everything())
     asked = {
         "hypotheses": {name: claim.to_json() for name, claim in hypotheses.items()},
         "groups": {name: group.to_json() for name, group in groups.items()},
@@ -181,6 +188,7 @@ def decohere(
                 chosen,
                 mask=mask,
                 norms=norms,
+                anew={len(sets) - 1},
                 budget_mib=budget_mib,
                 progress=progress,
                 on_plan=on_plan,
@@ -193,9 +201,10 @@ def decohere(
     return Decohering(
         list(hypotheses),
         found.apart[1:n],
-        found.apart[n + 1 :],
+        found.apart[n + 1 : -1],
         found.apart[0],
         found.apart[n],
+        found.apart[-1],
         pairs.clusters,
         {
             "null": "all paths on counterfactuals" if always is None else f"all but {always} on counterfactuals",

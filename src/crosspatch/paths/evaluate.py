@@ -57,6 +57,7 @@ def evaluate(
     *,
     norms: Norms = "recomputed",
     anew: Collection[int] = (),
+    skip: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
@@ -68,8 +69,11 @@ def evaluate(
         on_read: receives, chunk by chunk, the reference run, the counterfactual run, and every path set.
         norms: "recomputed" on each mixed input, or "frozen" at the scale of the reference run (`paths.norms`).
         anew: see `compile_paths`.
+        skip: pairs to leave out. The others stay in the chunks that they have without it, so that where whole chunks
+            are skipped (as one run finished them, with the same memory) the numbers of the others are the same, bit
+            for bit.
         budget_mib: memory for one chunk.
-        progress: called with (pairs done, pairs in all).
+        progress: called with (pairs done, pairs in all); pairs to skip are done at the start.
         on_plan: receives what will be computed, before it is.
 
     Returns:
@@ -88,8 +92,14 @@ def evaluate(
     groups = max((len(one.groups) for one in sets if isinstance(one, Decohered)), default=0)
     keys = [readers.keys(run) for run in (REFERENCE, *(COUNTER - i for i in range(1 + groups)))]
     sides = [pairs.reference, pairs.counterfactual, *pairs.others[:groups]]
-    done = 0
-    for chunk in _chunks(readers, sum(map(len, keys)), sides, pairs.read, budget_mib or BUDGET_MIB):
+    skipped = set(skip)
+    done = len(skipped)
+    if done and progress is not None:
+        progress(done, len(pairs))
+    for whole in _chunks(readers, sum(map(len, keys)), sides, pairs.read, budget_mib or BUDGET_MIB):
+        chunk = [i for i in whole if i not in skipped]
+        if not chunk:
+            continue
         tokens = [[side[i] for i in chunk] for side in sides]
         read = [pairs.read[i] for i in chunk]
         reference = record(model, tokens[0], read=read, keys=keys[0])

@@ -230,7 +230,7 @@ class Forward:
         """What a block's attention writes with these copies of its heads, less what it writes in the plain run."""
         key = (layer, base, block.tobytes(), tail)
         if key not in self.blocks:
-            if self.readers.head_by_head(layer):
+            if self.readers.head_by_head:
                 change = self._head_by_head(layer, block, base, tail)
             else:
                 parts = self.model.anatomy.blocks[layer]

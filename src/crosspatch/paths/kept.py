@@ -1,8 +1,9 @@
 """What has been measured of path sets so far, so that a stopped run goes on where it was.
 
 Pairs are measured a chunk at a time, all path sets together (`evaluate`), and every finished chunk is put on disk
-before the next one begins. A run that goes on measures the other pairs only. Its chunks may have other sizes, so that
-its numbers are those of an uninterrupted run up to rounding. What is kept is found by path sets, pairs and reads.
+before the next one begins. A run that goes on measures the other pairs only, in the chunks of an uninterrupted run: its
+numbers are the same, bit for bit (with another budget for memory the chunks differ, and the numbers by rounding). What
+is kept is found by path sets, pairs and reads.
 """
 
 from __future__ import annotations
@@ -142,36 +143,28 @@ def measure_kept(
     done = [i for i in range(len(pairs)) if f"{of} {i}" in stored]
     for i in done:
         apart[:, i], signed[:, i] = (stored[f"{of} {i}"][name] for name in COLUMNS)
-    left = [i for i in range(len(pairs)) if f"{of} {i}" not in stored]
+    if len(done) == len(pairs):
+        if progress is not None:
+            progress(len(pairs), len(pairs))
+        return pair_numbers(apart, signed, make_plan(model, sets, pairs, anew, norms)[0])
 
     def on_pairs(chunk: list[int], far: Float[np.ndarray, "run pair"], value: Float[np.ndarray, "run pair"]) -> None:
-        those = [left[i] for i in chunk]
-        apart[:, those], signed[:, those] = far, value
-        kept.append([f"{of} {i}" for i in those], {"apart": far.T, "signed": value.T})
+        apart[:, chunk], signed[:, chunk] = far, value
+        kept.append([f"{of} {i}" for i in chunk], {"apart": far.T, "signed": value.T})
 
-    def report(now: float, _: float) -> None:
-        if progress is not None:
-            progress(len(done) + now, len(pairs))
-
-    plan = None
-    if done:  # of all pairs: positions that the others lack are part of it
-        plan, _ = make_plan(model, sets, pairs, anew, norms)
-        report(0, 0)
-    if not done or any(any(counts[i]) for i in left):  # pairs of which no read counts have no numbers
-        found = measure(
-            model,
-            sets,
-            pairs.select(left),
-            dissimilarity,
-            mask=[counts[i] for i in left],
-            progress=report,
-            on_plan=on_plan,
-            on_pairs=on_pairs,
-            **options,
-        )
-        plan = plan or found.plan
-    assert plan is not None
-    return pair_numbers(apart, signed, plan)
+    found = measure(
+        model,
+        sets,
+        pairs,
+        dissimilarity,
+        mask=mask,
+        skip=done,
+        progress=progress,
+        on_plan=on_plan,
+        on_pairs=on_pairs,
+        **options,
+    )
+    return pair_numbers(apart, signed, found.plan)
 
 
 def keep_steps(kept: Kept, rows: Sequence[Mapping[str, Any]], ended: bool) -> None:

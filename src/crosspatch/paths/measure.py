@@ -76,6 +76,7 @@ def measure(
     mask: Mask | None = None,
     norms: Norms = "recomputed",
     anew: Collection[int] = (),
+    skip: Collection[int] = (),
     budget_mib: float | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
@@ -84,12 +85,15 @@ def measure(
     """Evaluate path sets and compare each with the reference run, read by read.
 
     Args:
+        skip: pairs that get no numbers (NaN, and no reads), see `evaluate`.
         on_pairs: called with pairs as soon as all their numbers are there.
 
     Raises:
         MetricError: a signed dissimilarity, or pairs that lack what it needs.
+        PathError: an answer or target that the model has no logit of.
         PathError, AddressError: see `evaluate`.
     """
+    _require_logits(pairs, model.shape.vocab)
     counts = require_mask(mask, pairs)
     n, runs = len(pairs), len(sets) + 2  # run -2 is the counterfactual one and -1 the reference one
     apart, signed = np.full((runs, n), np.nan), np.full((runs, n), np.nan)
@@ -121,7 +125,16 @@ def measure(
             on_pairs(readout.pairs, apart[:, readout.pairs], signed[:, readout.pairs])
 
     plan = evaluate(
-        model, sets, pairs, on_read, norms=norms, anew=anew, budget_mib=budget_mib, progress=progress, on_plan=on_plan
+        model,
+        sets,
+        pairs,
+        on_read,
+        norms=norms,
+        anew=anew,
+        skip=skip,
+        budget_mib=budget_mib,
+        progress=progress,
+        on_plan=on_plan,
     )
     numbers = pair_numbers(apart, signed, plan)
     return Measured(**vars(numbers), signed_reads=reads_of[:-2], reference_reads=reads_of[-1])
@@ -143,6 +156,23 @@ def require_mask(mask: Mask | None, pairs: Pairs) -> list[np.ndarray]:
     if not any(row.any() for row in rows):
         raise PathError("the mask leaves nothing to compare", where="mask", fix="let one read count at least")
     return rows
+
+
+def _require_logits(pairs: Pairs, n_logits: int) -> None:
+    """Refuse pairs whose answers or targets (but -1, which is none) are no logits of this model."""
+    for what, least, rows in (
+        ("answer", 0, pairs.answers),
+        ("wrong answer", 0, pairs.wrong),
+        ("target", -1, pairs.targets),
+    ):
+        for i, row in enumerate(rows):
+            for token in row:
+                if not least <= token < n_logits:
+                    raise PathError(
+                        f"the {what} {token} is none of the model's {n_logits} logits",
+                        where=f"pair {i}",
+                        fix="make the pairs with this model's own tokenizer",
+                    )
 
 
 def _answers(pairs: Pairs) -> list[int]:

@@ -22,6 +22,7 @@ from crosspatch.paths.pairs import Pairs, pairs_of
 from crosspatch.paths.pathset import paths
 from crosspatch.paths.printed import estimate
 from crosspatch.paths.sender import (
+    NO_SHARES,
     Mlps,
     SenderEffects,
     about_of,
@@ -55,7 +56,7 @@ class Mediation:
     def frame(self) -> pd.DataFrame:
         """Total, direct, mediated, and what is left (`interaction` = total - direct - mediated), with intervals.
 
-        `share` is of the total effect of the sender.
+        `share` is of the total effect of the sender; NaN where that may be zero (`statistics.share_of_total`).
         """
         parts = {"total": self.total, "direct": self.direct, "mediated": self.mediated}
         parts["interaction"] = self.total - self.direct - self.mediated
@@ -63,17 +64,16 @@ class Mediation:
         m = self.mediators
         sampler = statistics.resampler(values.shape[1], m.clusters, seed=m.about["seed"])
         between = statistics.bootstrap_mean(values, sampler)
-        share = statistics.bootstrap_ratio_of_means(values, self.total, sampler, 0.0)
-        mean = values.mean(axis=1)
+        share, around = statistics.share_of_total(values, self.total, sampler)
         return pd.DataFrame(
             {
                 "part": list(parts),
-                "effect": mean,
+                "effect": values.mean(axis=1),
                 "low": between.low,
                 "high": between.high,
-                "share": mean / mean[0] if mean[0] else np.nan,
-                "share_low": share.low,
-                "share_high": share.high,
+                "share": share,
+                "share_low": around.low,
+                "share_high": around.high,
             }
         )
 
@@ -83,13 +83,16 @@ class Mediation:
             f"{self.sender}: {a['quantity']} in {a['unit']}; {len(self.total)} pairs; MLPs on the direct way: "
             f"{a['mlps']}; {a['method']}"
         ]
-        for row in self.frame().to_dict("records"):
+        split = self.frame()
+        for row in split.to_dict("records"):
             share = estimate(row["share"], row["share_low"], row["share_high"], ".0%")
             lines.append(
                 f"  {row['part']}: {estimate(row['effect'], row['low'], row['high'], '+.4g')}, {share} of the total"
             )
         for row in self.mediators.top(5).to_dict("records"):
             lines.append(f"  first through {row['sender']}: {estimate(row['effect'], row['low'], row['high'], '+.4g')}")
+        if np.isnan(split["share"]).all():
+            lines.append(NO_SHARES)
         return "\n".join(lines)
 
 

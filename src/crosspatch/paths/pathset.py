@@ -11,6 +11,8 @@ from typing import Any
 from crosspatch.errors import PathError
 from crosspatch.paths.language import Route, parse_route
 
+MAX_DEPTH = 100
+"""Sets within sets, at most, that are read from JSON. What is done with a set goes as deep as the set."""
 EDGE_ENDS = "a node such as input, a0.h1, m3, and a receiver such as a1.h5.k, m3, logits"
 
 
@@ -188,16 +190,26 @@ def from_json(value: Any, where: str = "path set") -> PathSet:
     """Read what `PathSet.to_json` made.
 
     Raises:
-        PathError: anything else.
+        PathError: anything else, or sets within sets more than `MAX_DEPTH` deep.
     """
+    return _read(value, where, 0)
+
+
+def _read(value: Any, where: str, depth: int) -> PathSet:
+    if depth > MAX_DEPTH:
+        raise PathError(
+            f"sets within sets, more than {MAX_DEPTH} deep",
+            where=where,
+            fix='write a union or intersection as one list, {"or": [...]}, and no "not" of a "not"',
+        )
     if isinstance(value, str):
         return paths(value)
     if isinstance(value, dict) and len(value) == 1:
         (how, inside), *_ = value.items()
         if how == "not":
-            return ~from_json(inside, where)
+            return ~_read(inside, where, depth + 1)
         if how in ("or", "and") and isinstance(inside, list) and inside:
-            parts = [from_json(part, where) for part in inside]
+            parts = [_read(part, where, depth + 1) for part in inside]
             return parts[0] if len(parts) == 1 else Combined(how, tuple(parts))
         if how == "edges" and isinstance(inside, list) and all(_is_edge(edge) for edge in inside):
             return from_edges([tuple(edge) for edge in inside])

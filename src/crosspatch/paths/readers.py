@@ -16,7 +16,7 @@ from crosspatch.paths.compile import HeadVariant, Plan, Stream, reads
 if TYPE_CHECKING:
     pass
 
-DENSE = 0.06
+DENSE = 0.03
 """Streams that read more than this share of all changes, on average, are summed as one product with all of them."""
 
 
@@ -27,6 +27,8 @@ class Readers:
         parents: for each stream the largest one below it that agrees with it on all nodes below that; -1: none, or not
             looked for because sums of its level do not begin with one.
         bases: for each stream the plain run that its sum begins with.
+        head_by_head: whether what each copy of a head writes is kept and summed, and not the output of each combination
+            of a block's copies computed.
         last_begun: for each stream the highest level of one that begins with it, or its own.
         wide: streams that are needed at all positions, because keys or values that matter read them; the others are
             needed at the positions that the logits read.
@@ -40,10 +42,11 @@ class Readers:
         self.last_begun = [stream.level for stream in plan.streams]
         blocks = [self._mixed_blocks(layer) for layer in range(shape.n_layers)]
         self._blocks = [Counter(block.tobytes() for block in found) for found in blocks]
-        self._copies = [_per_row(found.swapaxes(0, 1)) for found in blocks]
-        self._additive = [not block.post_norm for block in model.anatomy.blocks]
-        layers = range(shape.n_layers)
-        self._additive_below = next((layer for layer in layers if not self.head_by_head(layer)), shape.n_layers)
+        copies = sum(_per_row(found.swapaxes(0, 1)) for found in blocks)
+        combinations = sum(map(len, self._blocks))
+        # A norm after the attention output sees the sum of the heads, so that what they write does not add up.
+        additive = not any(block.post_norm for block in model.anatomy.blocks)
+        self.head_by_head = additive and combinations * shape.n_heads > 2 * copies
         self.parents = _parents(plan, [not self.row_by_row(stream.level) for stream in plan.streams])
         for stream, parent in zip(plan.streams, self.parents, strict=True):
             if parent >= 0:
@@ -79,8 +82,8 @@ class Readers:
         dense = {
             base: sums.reads(base, bases == base) > DENSE * (bases == base).sum() * len(found[base]) for base in found
         }
-        if len(found) > 1 and any(dense.values()):
-            every = {base: sums.terms(base, bases < 0) for base in found}
+        if any(dense.values()):
+            every = {base: sums.terms(base, bases < 0) for base in {*found, REFERENCE, COUNTER}}
             base = min(sorted(every), key=lambda one: len(every[one]))
             found, dense = {base: every[base]}, {base: True}
             for number in numbers:
@@ -112,7 +115,7 @@ class Readers:
             return keys
         for layer in range(shape.n_layers):
             keys |= {(layer, kind) for kind in ("resid_pre", "q", "z")}
-            keys |= set() if self.head_by_head(layer) else {(layer, "attn_out")}
+            keys |= set() if self.head_by_head else {(layer, "attn_out")}
             keys |= {(layer, "mlp_out")} if shape.has_mlp else set()
             keys |= {(layer, "resid_mid")} if shape.has_mlp and not shape.parallel else set()
         return keys | {(shape.n_layers - 1, "resid_post")}
@@ -147,7 +150,7 @@ class Readers:
         shape = self.plan.words.shape
         per_layer = shape.n_heads + int(shape.has_mlp)
         layers = (level - 1 + per_layer - shape.n_heads) // per_layer
-        return len(self.plan.atoms.places) == 1 and layers <= self._additive_below
+        return len(self.plan.atoms.places) == 1 and (self.head_by_head or layers == 0)
 
     def floats(self, length: int, reads: int) -> float:
         """Numbers held at once while a pair of some length is computed, at most, besides the plain runs."""
@@ -168,8 +171,10 @@ class Readers:
             held = sum(size for at, size in copies.items() if at < level)
             for number, stream in enumerate(plan.streams):
                 if stream.level <= level <= self.last_begun[number]:
-                    # Those of this level are normed and projected as well.
-                    held += d * tokens(number in self.wide) * (5 if stream.level == level else 1)
+                    # Those of this level are normed and projected as well, in edge sets each for one head.
+                    dense = self._dense.get((self.bases[number], number not in self.wide), False)
+                    of_level = 2 if dense else 5
+                    held += d * tokens(number in self.wide) * (of_level if stream.level == level else 1)
             for (start, base, tail), terms in self._terms.items():
                 if self._dense[base, tail] or start < level <= max(terms.values()):
                     held += len(terms) * d * tokens(not tail)
@@ -179,14 +184,6 @@ class Readers:
     def uses(self, layer: int, block: Int[np.ndarray, "head atom"]) -> int:
         """How many streams hold exactly these copies of a layer's heads."""
         return self._blocks[layer][block.tobytes()]
-
-    def head_by_head(self, layer: int) -> bool:
-        """Whether what each copy writes is kept and summed, and not the output of each combination computed.
-
-        Only where heads add up: a norm after the attention output sees their sum.
-        """
-        n_heads = self.plan.words.shape.n_heads
-        return self._additive[layer] and len(self._blocks[layer]) * n_heads > 2 * self._copies[layer]
 
 
 def _nearest(stream: Stream) -> int:

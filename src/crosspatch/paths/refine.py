@@ -1,14 +1,12 @@
 """The discovery loop: extend or shorten a hypothesis by one step, measure every candidate, keep the best, repeat.
 
-A hypothesis is here a list of patterns that begin with `** ->` (any way in). One step *adds* `** -> N -> s`, where `s`
-is the logits or the rest of a pattern from one of its nodes on, or *removes* a pattern. All candidates are measured
-together on the same pairs, once a step. What was picked looks better than it is, so that all hypotheses on the way are
-scored on held-out pairs at the end, beside random hypotheses of as many patterns.
+Steps are those of `paths.candidates`. All are measured together on the same pairs, once a step. What was picked looks
+better than it is, so that all hypotheses on the way are scored on held-out pairs at the end, beside random hypotheses
+of as many patterns.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,94 +17,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from crosspatch.errors import PathError
-from crosspatch.graph import ModelShape, select
 from crosspatch.model import Model
-from crosspatch.paths.automaton import Automaton, Place, vocabulary
+from crosspatch.paths.candidates import Step, hypothesis, random_hypotheses, steps
 from crosspatch.paths.compile import Plan
 from crosspatch.paths.dissimilarity import Dissimilarity, resolve
 from crosspatch.paths.evaluate import Progress
 from crosspatch.paths.kept import Kept, keep_steps, kept_in, measure_kept, steps_kept
 from crosspatch.paths.norms import Norms
 from crosspatch.paths.pairs import Pairs, pairs_of
-from crosspatch.paths.pathset import PathSet, everything, nothing, paths
+from crosspatch.paths.pathset import PathSet, everything, nothing
 from crosspatch.results import statistics
 from crosspatch.tasks.pairs import Task
-
-START = "** -> "
-
-
-@dataclass(frozen=True)
-class Step:
-    """One change of a hypothesis: `add` or `remove` a pattern."""
-
-    kind: str
-    pattern: str
-
-    def taken(self, patterns: Sequence[str]) -> list[str]:
-        """The patterns after this step."""
-        return [*patterns, self.pattern] if self.kind == "add" else [p for p in patterns if p != self.pattern]
-
-
-def steps(
-    patterns: Sequence[str], shape: ModelShape, *, nodes: str = "a*.h*, m*", positions: Sequence[str] = ()
-) -> list[Step]:
-    """Every one-step extension and removal of a hypothesis.
-
-    Args:
-        nodes: which parts may be added in front.
-        positions: positions at which the added part may write, such as span names; none: any position.
-
-    Raises:
-        PathError: a pattern that does not begin with `** ->`.
-    """
-    found = [Step("remove", pattern) for pattern in patterns]
-    for pattern in _extensions(patterns, shape, nodes, positions):
-        if _fits(pattern, shape):
-            found.append(Step("add", pattern))
-    return found
-
-
-def _extensions(patterns: Sequence[str], shape: ModelShape, nodes: str, positions: Sequence[str]) -> list[str]:
-    """Every pattern that one step might add, those that no model of this shape has among them."""
-    ends = ["logits"]
-    for pattern in patterns:
-        if not pattern.startswith(START):
-            raise PathError(
-                f"{pattern!r} does not begin with {START.strip()!r}",
-                where="refine",
-                fix="the loop extends patterns towards the input; begin them with '** ->'",
-            )
-        parts = re.split(r"\s*(->|~>)\s*", pattern.removeprefix(START).strip())
-        ends += [" ".join(parts[i:]) for i in range(0, len(parts) - 2, 2) if parts[i] != "**"]
-    names = [str(address).removesuffix("@*") for address in select(nodes, shape)]
-    written = [f"{name}{at}" for name in names for at in [f"@{p}" for p in positions] or [""]]
-    readers = [reader for end in dict.fromkeys(ends) for reader in _readers(end)]
-    made = (f"{START}{name} -> {reader}" for reader in readers for name in written)
-    return [pattern for pattern in made if pattern not in patterns]
-
-
-def _readers(end: str) -> list[str]:
-    """A head without a named input is entered by its query, key or value."""
-    first, _, rest = end.partition(" ")
-    name, at, position = first.partition("@")
-    if not name.startswith("a") or name.rsplit(".", 1)[-1] in ("q", "k", "v"):
-        return [end]
-    # A position of the head is where it writes, which only its query shares.
-    return [f"{name}.q{at}{position} {rest}", f"{name}.k {rest}", f"{name}.v {rest}"]
-
-
-def _fits(pattern: str, shape: ModelShape) -> bool:
-    one = paths(pattern)
-    try:
-        Automaton(vocabulary([one], shape)).start(one, Place())
-    except PathError:
-        return False
-    return True
-
-
-def hypothesis(patterns: Sequence[str]) -> PathSet:
-    """The union of some patterns; no path where there are none."""
-    return paths(*patterns) if patterns else nothing()
 
 
 @dataclass
@@ -275,7 +196,8 @@ def refine(
         norms, budget_mib: see `evaluate`.
         progress: called with (steps done, steps at most, the scoring on held-out pairs being the last).
         checkpoint: a folder for this search alone, which keeps every step taken, and of the step in progress every
-            finished chunk of pairs. A search that goes on from there takes the same steps, with numbers up to rounding.
+            finished chunk of pairs. A search that goes on from there with the same budget takes the same steps, with
+            the same numbers, bit for bit.
 
     Raises:
         PathError: patterns that do not fit.
@@ -320,7 +242,7 @@ def refine(
         if kept is not None:
             keep_steps(kept, rows, ended)
     now = on_the_way[-1]
-    drawn = _random(model.shape, len(now), nodes, positions, n_random if now else 0, seed)
+    drawn = random_hypotheses(model.shape, len(now), nodes, positions, n_random if now else 0, seed)
     sets = [null, *(hypothesis(one) | null for one in [*on_the_way, *drawn]), everything()]
     options |= {"progress": _part(progress, max_steps, max_steps), "anew": {len(sets) - 1}}
     got = measure_kept(kept, model, sets, rest, chosen, **options)
@@ -363,20 +285,3 @@ def _shares(unexplained: Float[np.ndarray, "set pair"], total: Float[np.ndarray,
     """Proportions explained."""
     ate = float(np.nanmean(total))
     return 1 - np.nanmean(unexplained, axis=1) / ate if ate > 0 else np.full(len(unexplained), np.nan)
-
-
-def _random(shape: ModelShape, size: int, nodes: str, positions: Sequence[str], n: int, seed: int) -> list[list[str]]:
-    """Random hypotheses: as many patterns, each grown by random additions as the search grows them."""
-    draw = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(n):
-        grown: list[str] = []
-        while len(grown) < size:
-            # Drawn again until it fits: as likely as if only those that fit were drawn from.
-            some = _extensions(grown, shape, nodes, positions)
-            pattern = next((p for p in map(some.__getitem__, draw.permutation(len(some))) if _fits(p, shape)), None)
-            if pattern is None:
-                break
-            grown.append(pattern)
-        drawn.append(grown)
-    return drawn

@@ -34,6 +34,9 @@ from crosspatch.tasks.pairs import Task
 
 NOISE = 100
 """How many times the numerical floor a total effect has to be."""
+SAID_NOISE = f"ATE is less than {NOISE} times the numerical floor: proportions of it are noise"
+EVERY_TWO = 10
+"""So many hypotheses are shown in every pair of two; more, each beside one (`PathTest.yardstick`)."""
 PRINTED = (
     ("explained", "explained", ".1%"),
     ("aue", "AUE", ".4g"),
@@ -102,12 +105,33 @@ class PathTest:
     @property
     def is_noise(self) -> bool:
         """Whether there is a total effect, but so near the numerical floor that shares of it say nothing."""
-        return bool(0 < np.nanmean(self.total) < NOISE * np.nanmean(self.floor))
+        return is_noise(self.total, self.floor)
 
-    def compare(self) -> pd.DataFrame:
-        """Every two hypotheses: difference of AUE on the same pairs (negative: the first leaves less unexplained)."""
-        sampler = self._sampler()
-        rows = [(a, b) for a in range(len(self.names)) for b in range(a + 1, len(self.names))]
+    @property
+    def yardstick(self) -> str | None:
+        """The hypothesis that leaves least unexplained, where they are too many to show every two side by side.
+
+        It was picked on the same pairs, so that it looks better beside the others than it is.
+        """
+        if len(self.names) <= EVERY_TWO:
+            return None
+        return self.names[int(np.nanmean(self.unexplained, axis=1).argmin())]
+
+    def compare(self, against: str | None = None) -> pd.DataFrame:
+        """Hypotheses two by two: difference of AUE on the same pairs (negative: the first leaves less unexplained).
+
+        Args:
+            against: only this one, as the first, with each of the others; None: every two, n (n - 1) / 2 rows.
+
+        Raises:
+            PathError: no hypothesis of that name.
+        """
+        sampler, n = self._sampler(), len(self.names)
+        if against is not None and against not in self.names:
+            raise PathError(f"no hypothesis {against!r}", where="compare", fix=f"use one of {self.names[:9]}")
+        one = None if against is None else self.names.index(against)
+        rows = [(a, b) for a in range(n) for b in range(a + 1, n)] if one is None else [(one, b) for b in range(n)]
+        rows = [(a, b) for a, b in rows if a != b]
         first, second = ([row[i] for row in rows] for i in (0, 1))
         apart = self.unexplained[first] - self.unexplained[second]
         low, high = _ends(statistics.bootstrap_mean(apart, sampler)) if rows else (np.empty(0), np.empty(0))
@@ -135,7 +159,7 @@ class PathTest:
             f"numerical floor (AUE at all paths) {float(np.nanmean(self.floor)):.1e}",
         ]
         if self.is_noise:
-            lines.append(f"ATE is less than {NOISE} times the numerical floor: proportions of it are noise")
+            lines.append(SAID_NOISE)
         for row in self.frame().to_dict("records"):
             said = [
                 f"{words} {estimate(row[name], row[f'{name}_low'], row[f'{name}_high'], form)}"
@@ -143,6 +167,11 @@ class PathTest:
             ]
             lines.append(f"  {row['hypothesis']}: {', '.join(said)}")
         return "\n".join(lines)
+
+
+def is_noise(total: Float[np.ndarray, " pair"], floor: Float[np.ndarray, " pair"]) -> bool:
+    """Whether there is a total effect, but so near the numerical floor that shares of it say nothing."""
+    return bool(0 < np.nanmean(total) < NOISE * np.nanmean(floor))
 
 
 def _ends(interval: statistics.Interval) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,10 @@ from crosspatch.tasks.pairs import Task
 
 Mlps = Literal["direct", "frozen"]
 Semantics = Literal["last", "union"]
+NO_SHARES = "No shares: the interval of the total effect holds zero, or there is none."
+ROUNDING = 1e-6
+"""How far a signed quantity may be off, relative to its size: about eight units of float32's epsilon, as much as
+another batch size changes. (Lower precisions are off by more, which is noise like any other: it differs by pair.)"""
 
 
 def sender_paths(
@@ -125,21 +129,26 @@ class SenderEffects:
     about: dict[str, Any]
 
     def frame(self) -> pd.DataFrame:
-        """One row per sender: mean effect, its share of the total, intervals, p and q."""
+        """One row per sender: mean effect, its share of the total, intervals, p and q.
+
+        Shares are NaN where the total effect may be zero (`statistics.share_of_total`); p is 1 where all effects are
+        within rounding of the quantity that they are differences of (`about["rounding"]`, in its unit).
+        """
         sampler = statistics.resampler(self.effect.shape[1], self.clusters, seed=self.about["seed"])
         between = statistics.bootstrap_mean(self.effect, sampler)
-        share = statistics.bootstrap_ratio_of_means(self.effect, self.total, sampler, 0.0)
-        p = statistics.sign_flip_p(self.effect, self.clusters, seed=self.about["seed"])
-        mean = self.effect.mean(axis=1)
+        share, around = statistics.share_of_total(self.effect, self.total, sampler)
+        p = statistics.sign_flip_p(
+            self.effect, self.clusters, seed=self.about["seed"], rounding=self.about.get("rounding", 0.0)
+        )
         return pd.DataFrame(
             {
                 "sender": self.senders,
-                "effect": mean,
+                "effect": self.effect.mean(axis=1),
                 "low": between.low,
                 "high": between.high,
-                "share": mean / self.total.mean() if self.total.mean() else np.nan,
-                "share_low": share.low,
-                "share_high": share.high,
+                "share": share,
+                "share_low": around.low,
+                "share_high": around.high,
                 "p": p,
                 "q": statistics.benjamini_hochberg(p),
             }
@@ -156,7 +165,9 @@ class SenderEffects:
             f"{len(self.senders)} senders into {', '.join(a['receivers'])}; MLPs on the way: {a['mlps']}; receivers: "
             f"{a['semantics']}; {a['quantity']} in {a['unit']}; {self.effect.shape[1]} pairs; {a['method']}"
         )
-        return f"{head}\n{self.top(10).to_string(index=False, float_format=lambda x: f'{x:.4g}')}"
+        top = self.top(10)
+        said = f"{head}\n{top.to_string(index=False, float_format=lambda x: f'{x:.4g}')}"
+        return f"{said}\n{NO_SHARES}" if len(top) and np.isnan(top["share"]).all() else said
 
 
 def path_patch(
@@ -189,7 +200,7 @@ def path_patch(
         dissimilarity: whose signed quantity is measured.
         norms, budget_mib, progress, on_plan: see `evaluate`.
         checkpoint: a folder that keeps every finished chunk of pairs; what it keeps already is not measured again. The
-            numbers are those of an uninterrupted run up to rounding.
+            numbers are those of an uninterrupted run with the same budget, bit for bit.
 
     Raises:
         PathError: a sender after its receiver, an unknown part, no path left.
@@ -264,9 +275,11 @@ def _kinds_read(plan: Plan, pairs: Pairs) -> set[int]:
 
 def about_of(model: Model, pairs: Pairs, chosen: Dissimilarity, found: PairNumbers, seed: int) -> dict[str, Any]:
     """What makes numbers of senders reproducible."""
+    values = np.abs(np.stack([found.reference_signed, found.counter_signed]))
     return {
         "quantity": chosen.quantity,
         "unit": chosen.unit_of_signed,
+        "rounding": ROUNDING * float(np.max(values, initial=0.0, where=np.isfinite(values))),
         "pairs": pairs.provenance,
         "pairs_hash": pairs.hash,
         "method": found.plan.describe(),

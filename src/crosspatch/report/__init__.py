@@ -47,7 +47,8 @@ def write_report(folder: str | Path) -> Path:
     behaviours it is `index.html`, with a page for every cluster.
 
     Args:
-        folder: what `localize(..., out=folder)`, `patch(..., out=folder)` or `crosspatch paths` wrote.
+        folder: what `localize(..., out=folder)` or `patch(..., out=folder)` wrote, or `crosspatch paths`, `circuit`,
+            `features circuit`, `shift` or `discover`.
 
     Returns:
         the path of the page.
@@ -59,9 +60,10 @@ def write_report(folder: str | Path) -> Path:
         from crosspatch.report.discover import write_index
 
         return write_index(folder)
+    from crosspatch.report.html import encoded
     from crosspatch.report.saved import page_of
     from crosspatch.results.files import write_atomic
 
     path = Path(folder) / PAGE
-    write_atomic(path, page_of(Path(folder)).encode())
+    write_atomic(path, encoded(page_of(Path(folder))))
     return path

@@ -8,6 +8,8 @@ for anything over the network.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +20,38 @@ import pandas as pd
 from jinja2 import Template
 from markupsafe import Markup
 
-from crosspatch.discover.clusters import Clustering, cluster_folder, load_clustering, read_clusters
+from crosspatch.discover.clusters import (
+    CLUSTER_FILE,
+    CLUSTERS_FILE,
+    FILE,
+    FORMAT,
+    TABLE,
+    Clustering,
+    cluster_folder,
+    load_clustering,
+    read_cluster,
+)
+from crosspatch.discover.samples import FILE as SAMPLES_FILE
 from crosspatch.discover.samples import Samples, load_samples
 from crosspatch.errors import ResultError
 from crosspatch.report.discover_circuit import ClusterCircuit, cluster_circuit
-from crosspatch.report.html import POLICY, template, template_text
+from crosspatch.report.html import POLICY, encoded, template, template_text
+from crosspatch.report.runs import written_by
 from crosspatch.report.saved import command_of
 from crosspatch.report.svg import FIGURE_CSS, FIGURE_CSS_DARK, MINUS, percent, tag
 from crosspatch.report.tokens import visible
-from crosspatch.results.files import read_json, write_atomic
+from crosspatch.results.files import REPAIR, read_json, write_atomic
 
 INDEX, PAGES, CIRCUITS = "index.html", "pages", "circuits"
+COMMAND, AGAIN = "crosspatch discover", "delete it, and run the command again with --resume"
 CONTEXTS, AT_ONCE, SHOWN, AROUND = 200, 12, 3, 14
 """Contexts on a cluster's page, and of them seen at once; on the index, and how many of their last tokens."""
 TOKENS, ANSWERS, NAMED = 12, 6, 3
 """Tokens and answers that stand for a cluster, and answers in its title."""
 
-
+COMPARED = ("clusters", "stability", "stability_low", "stability_high", "answer")
+JUDGED = ("truth", "truth_low", "truth_high", "null_high", "homogeneity", "completeness")
+"""Columns of the comparison that are shown; the second where the text has labels."""
 SHARES = ("faithfulness", "faithfulness_low", "faithfulness_high", "random_faithfulness_median")
 """What the index says of a circuit."""
 LIKE_TOKENS = ("token histogram", "answer token", "last token", "last token and answer")
@@ -48,33 +65,60 @@ def write_index(folder: str | Path) -> Path:
         The path of the index.
 
     Raises:
-        ResultError: the folder holds no clusters, or they or a circuit were damaged.
+        ResultError: the folder holds no clusters yet, or a file there was damaged.
     """
     folder = Path(folder)
+    if missing := [name for name in (SAMPLES_FILE, CLUSTERS_FILE) if not (folder / name).is_file()]:
+        fix = "run the command that made the folder again with --resume"
+        what = "is not there: the run was stopped before there were clusters"
+        raise ResultError(what, where=str(folder / missing[0]), fix=fix)
     samples = load_samples(folder)
     clustering = load_clustering(folder, samples.hash)
-    circuits = {data["cluster"]: data for data in read_clusters(folder / CIRCUITS)}
+    if len(clustering.labels) != len(samples):
+        raise ResultError("is of other samples", where=str(folder / CLUSTERS_FILE), fix=AGAIN)
+    table, facts = _table(folder, samples.labels is not None), _facts(folder, samples, clustering)
     rare = _rarity(samples)
     form, look = template("discover_cluster.html.j2"), _look()  # read once: there may be thousands of pages
     records = []
     for number in range(clustering.k):
-        data, own = circuits.get(number), cluster_folder(folder / CIRCUITS, number)
-        try:
+        own = cluster_folder(folder / CIRCUITS, number)
+        with written_by(COMMAND, own / CLUSTER_FILE, AGAIN):
+            data = _found(own, number)
             one = record(samples, clustering, number, data, rare)
             circuit = None if data is None or "error" in data else cluster_circuit(data, own)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ResultError(
-                f"is not what `crosspatch discover` writes ({type(error).__name__}: {error})", where=str(own),
-                fix="delete it, and run the command again with --resume",
-            ) from error  # fmt: skip
-        page = cluster_page(samples, clustering, one, circuit, form, look)
-        write_atomic(folder / PAGES / page_name(number), page.encode())
+            page = cluster_page(samples, clustering, one, circuit, form, look)
+        write_atomic(folder / PAGES / page_name(number), encoded(page))
         records.append(one)
     path = folder / INDEX
-    facts = _facts(folder, samples, clustering)
-    page = index_page(samples, clustering, records, _table(folder), facts, command_of(folder))
-    write_atomic(path, page.encode())
+    page = index_page(samples, clustering, records, table, facts, command_of(folder))
+    write_atomic(path, encoded(page))
+    _drop_other_pages(folder / PAGES, clustering.k)
     return path
+
+
+def _found(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a cluster's circuit, if anything was looked for.
+
+    Raises:
+        ValueError: a file that is none of ours, or of another cluster.
+    """
+    if not (folder / CLUSTER_FILE).is_file():
+        return None
+    data = read_cluster(folder)
+    if data is None:
+        raise ValueError("cut off, edited or of another version")
+    if data["cluster"] != number:
+        raise ValueError(f"of cluster {data['cluster']!r}")
+    return data
+
+
+def _drop_other_pages(folder: Path, k: int) -> None:
+    """Remove pages of clusters from `k` on, which an earlier result had."""
+    if folder.is_symlink():
+        return
+    for path in list(folder.glob("c*.html")):
+        if re.fullmatch(r"c[0-9]{5,}", path.stem) and int(path.stem[1:]) >= k:
+            path.unlink()
 
 
 def page_name(number: int) -> str:
@@ -109,10 +153,21 @@ def record(
         "purity": round(labels[0][1] / len(members), 4) if labels else None,
         "examples": [_example(samples, int(i)) for i in _spread(members, SHOWN)],
         "nodes": [node["node"] for node in found["nodes"]] if found else [],
-        **{name: judged[name] for name in SHARES},
+        **{name: _share(judged[name]) for name in SHARES},
         "error": circuit["error"]["what"] if circuit is not None and failed else None,
     }
     return {**about, "title": title_of(about)}
+
+
+def _share(value: Any) -> float | None:
+    """A number for the index, or that there is none.
+
+    Raises:
+        ValueError: not a number.
+    """
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"a share of {value}")
+    return value
 
 
 def index_page(
@@ -264,16 +319,18 @@ def _data(records: Sequence[dict[str, Any]]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _table(folder: Path) -> list[dict[str, Any]]:
-    """The comparison with baselines."""
-    path = folder / "comparison.csv"
+def _table(folder: Path, labelled: bool) -> list[dict[str, Any]]:
+    """The comparison with baselines; empty where there is none."""
+    path = folder / TABLE
     if not path.is_file():
         return []
-    try:
+    names = COMPARED + (JUDGED if labelled else ())
+    with written_by(COMMAND, path, AGAIN):
         frame = pd.read_csv(path)
-        return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ResultError(f"cannot be read ({error})", where=str(path), fix="delete it") from error
+        numbers = frame[list(names)].astype(float).to_dict("records")
+        rows = [{str(name): None if np.isnan(v) else float(v) for name, v in row.items()} for row in numbers]
+        own = zip(frame["clustering"].astype(str), frame["clusters"].astype(int), strict=True)
+        return [{**row, "clustering": name, "clusters": int(k)} for row, (name, k) in zip(rows, own, strict=True)]
 
 
 INDUCTION = {
@@ -287,18 +344,25 @@ METHODS = {"spectral": "spectral clustering", "kmeans": "spherical k-means"}
 def _facts(folder: Path, samples: Samples, clustering: Clustering) -> dict[str, str]:
     """What a reproduction needs."""
     origin, about = samples.origin, clustering.about
-    counts = {name: f"{n:,}" for name, n in origin.get("counts", {}).items()}
-    induction, method = str(origin.get("induction")), str(about.get("method"))
-    facts = {"model": str(origin.get("model", "")), "text": str(origin.get("text", ""))}
-    if {"documents", "tokens", "sure", "induction"} <= set(counts):
-        facts["text"] += f": {counts['documents']} documents read, {counts['tokens']} tokens"
-        facts["predictions"] = f"{counts['sure']} were sure, {counts['induction']} of these induction"
-    facts["samples"] = f"loss below {origin.get('threshold')} nats; {INDUCTION.get(induction, induction)}"
-    rule = f", chosen: {about['chosen']['rule']}" if "chosen" in about else ""
-    facts["clustering"] = f"{METHODS.get(method, method)}, {clustering.k} clusters{rule}"
-    path = folder / "discover.json"
+    with written_by(COMMAND, folder / SAMPLES_FILE, REPAIR):
+        counts = {name: f"{n:,}" for name, n in origin.get("counts", {}).items()}
+        induction = str(origin.get("induction"))
+        facts = {"model": str(origin.get("model", "")), "text": str(origin.get("text", ""))}
+        if {"documents", "tokens", "sure", "induction"} <= set(counts):
+            facts["text"] += f": {counts['documents']} documents read, {counts['tokens']} tokens"
+            facts["predictions"] = f"{counts['sure']} were sure, {counts['induction']} of these induction"
+        facts["samples"] = f"loss below {origin.get('threshold')} nats; {INDUCTION.get(induction, induction)}"
+    with written_by(COMMAND, folder / CLUSTERS_FILE, AGAIN):
+        method = str(about.get("method"))
+        rule = f", chosen: {about['chosen']['rule']}" if "chosen" in about else ""
+        facts["clustering"] = f"{METHODS.get(method, method)}, {clustering.k} clusters{rule}"
+    path = folder / FILE
     if path.is_file():
-        facts |= _settings(read_json(path).get("settings", {}))
+        data = read_json(path)
+        with written_by(COMMAND, path, AGAIN):
+            if data.get("format") != FORMAT:
+                raise ValueError(f"format {data.get('format')!r}")
+            facts |= _settings(data["settings"])
     return {**facts, "hash of the samples": samples.hash[:16]}
 
 

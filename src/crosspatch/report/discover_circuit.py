@@ -11,13 +11,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from crosspatch.discover.clusters import CARDS_FILE
+from crosspatch.discover.clusters import CARDS_FILE, CLUSTER_FILE
 from crosspatch.features.nodes import Node
 from crosspatch.report.features import Feature
 from crosspatch.report.features_cards import FeatureCard, cards_from
 from crosspatch.report.features_graph import GraphEdge, GraphNode, feature_graph, fitting
 from crosspatch.report.features_sections import NOTHING, edge_table, node_table
 from crosspatch.report.paths_rows import Row, share_range
+from crosspatch.report.runs import written_by
 from crosspatch.report.svg import Figure, percent, signed
 from crosspatch.results.files import read_json
 
@@ -66,7 +67,12 @@ def cluster_circuit(data: Mapping[str, Any], folder: Path) -> ClusterCircuit:
         KeyError, TypeError, ValueError: a file that is none of ours.
     """
     path = folder / CARDS_FILE
-    cards = cards_from(read_json(path)) if path.is_file() else {}
+    cards: Mapping[str, FeatureCard] = {}
+    if path.is_file():
+        saved = read_json(path)
+        fix = f"delete it and {CLUSTER_FILE}, and run the command again with --resume"
+        with written_by("crosspatch discover", path, fix):
+            cards = cards_from(saved)
     nodes = [_node(one, cards) for one in data["nodes"]]
     number = {str(one.node): i for i, one in enumerate(nodes)} | {"logits": -1}
     edges = [

@@ -48,6 +48,11 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
+def encoded(page: str) -> bytes:
+    """A page as the bytes of a file. Halves of characters, which JSON can hold and UTF-8 cannot, are spelled out."""
+    return page.encode("utf-8", "backslashreplace")
+
+
 def template_text(name: str) -> str:
     """A file of `templates/` as it stands: styles and scripts."""
     return resources.files("crosspatch.report").joinpath("templates", name).read_text(encoding="utf-8")

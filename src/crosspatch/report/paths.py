@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from crosspatch.paths.pathset import PathSet, from_json, paths
+from crosspatch.paths.sender import NO_SHARES
 from crosspatch.report import paths_figures as figures
 from crosspatch.report.data import Gate
 from crosspatch.report.html import POLICY, template, template_text
@@ -54,6 +55,7 @@ class Scores:
     rows: tuple[Row, ...]
     scale: Markup
     comparison: tuple[Row, ...]
+    yardstick: str | None
     drawings: tuple[Drawing, ...]
     unit: str
     facts: dict[str, str]
@@ -151,7 +153,7 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
         pairs: with them positions are drawn in the order of the prompt.
         words: hypotheses in words, by name (`paths.explain`).
     """
-    frame, compared, about = scored.frame(), scored.compare(), scored.about
+    frame, compared, about = scored.frame(), scored.compare(scored.yardstick), scored.about
     records = frame.to_dict("records")
     lanes = [
         [
@@ -203,6 +205,7 @@ def score_section(scored: PathTest, pairs: Pairs | None = None, words: Mapping[s
             )
             for r in compared.to_dict("records")
         ),
+        scored.yardstick,
         tuple(drawings),
         about["unit"],
         facts_of(about, skip=("hypotheses", "always")) | {"numerical floor (AUE at all paths)": f"{floor:.1e}"},
@@ -289,11 +292,15 @@ def sweep_section(swept: SenderEffects) -> Swept:
     lanes = [figures.Lane(r["sender"], r["effect"], r["low"], r["high"], "d") for r in top]
     axis = figures.axis_of(lanes)
     first = top[0]
+    said = (
+        f", {percent(first['share'])} {share_range(first['share_low'], first['share_high'])} of the total effect."
+        if math.isfinite(first["share"])
+        else f". {NO_SHARES}"
+    )
     return Swept(
         (
             f"{first['sender']} feeds {', '.join(about['receivers'])} most: {signed(first['effect'])} {about['unit']} "
-            f"{between(first['low'], first['high'])}, {percent(first['share'])} "
-            f"{share_range(first['share_low'], first['share_high'])} of the total effect.",
+            f"{between(first['low'], first['high'])}{said}",
         ),
         f"What feeds {', '.join(about['receivers'])}",
         figures.sender_maps(records, about["unit"]),

@@ -40,7 +40,11 @@ def page_of(folder: Path) -> str:
     from crosspatch.report import shift
 
     if shift.is_shift(folder):
-        return shift.render(shift.read_page(folder, command_of(folder)))
+        from crosspatch.report.runs import written_by
+
+        command = command_of(folder)
+        with written_by("crosspatch shift", folder / shift.FILE, "restore it from a copy, or run the command again"):
+            return shift.render(shift.read_page(folder, command))
     from crosspatch.report.html import render
 
     return render(read_folder(folder))
@@ -71,7 +75,8 @@ def read_folder(folder: Path) -> ReportData:
     raise ResultError(
         "the folder holds no results",
         where=str(folder),
-        fix="give the folder that was --out of `crosspatch localize`, `patch`, `paths`, `circuit` or `features`",
+        fix="give the folder that was --out of `crosspatch localize`, `patch`, `paths`, `circuit`, `features circuit`, "
+        "`shift` or `discover`",
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise ResultError(f"cannot be read ({error.strerror})", where=str(path), fix="check the folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"is not JSON ({error})", where=str(path), fix=REPAIR) from error
     if not isinstance(data, dict):
         raise ResultError("is not a JSON object", where=str(path), fix=REPAIR)
@@ -108,6 +109,20 @@ def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, str]:
     file = f"{name}-{digest(data)[:12]}.parquet"
     write_atomic(folder / file, data)
     return {"file": file, "sha256": digest(data)}
+
+
+def drop_tables(folder: Path, names: Iterable[str], kept: Iterable[Mapping[str, str]] = ()) -> None:
+    """Remove tables of these names that `write_table` wrote earlier; call it when the file that names the new ones is
+    written. Nothing else in the folder is touched.
+
+    Args:
+        kept: what `write_table` returned for those that stay.
+    """
+    stay = {told["file"] for told in kept}
+    ours = re.compile(rf"({'|'.join(map(re.escape, names))})-[0-9a-f]{{12}}\.parquet")
+    for path in list(folder.glob("*.parquet")):
+        if ours.fullmatch(path.name) and path.name not in stay:
+            path.unlink()
 
 
 def read_table(folder: Path, told: Mapping[str, str]) -> pa.Table:

@@ -19,6 +19,7 @@ from crosspatch.errors import ResultError
 from crosspatch.results.files import (
     REPAIR,
     digest,
+    drop_tables,
     lists_to_rows,
     read_json,
     read_parquet,
@@ -69,9 +70,7 @@ def save_result(result: SweepResult, folder: str | Path) -> Path:
         "sha256": checksums,
     }
     write_json(folder / SIDECAR, sidecar)
-    for old in folder.glob("*.parquet"):
-        if re.fullmatch(r"(rows|examples)-[0-9a-f]{12}\.parquet", old.name) and old.name not in files.values():
-            old.unlink()
+    drop_tables(folder, tables, [{"file": name} for name in files.values()])
     return folder
 
 

@@ -24,6 +24,8 @@ FLIP_CLUSTERS = 6
 """Fewest clusters worth flipping as wholes: with five, no two-sided p-value is below 1/16."""
 EXACT_UNITS = 16
 """Up to this many units every pattern of signs is tried (2^15 by symmetry)."""
+TIE = 1e-5
+"""Two sums of signed effects this near to each other, relative to the sum of absolute ones, count as equal."""
 GATES = ("and-like", "or-like", "additive", "none", "unclear")
 """Gate labels: see `gate_labels`."""
 
@@ -160,11 +162,23 @@ def _labels(clusters: Sequence[str] | None, n_examples: int) -> Int[np.ndarray, 
     return np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
 
 
-def sign_flip_p(values: Values, clusters: Sequence[str] | None = None, *, draws: int = 20_000, seed: int = 0) -> PerRow:
+def sign_flip_p(
+    values: Values,
+    clusters: Sequence[str] | None = None,
+    *,
+    draws: int = 20_000,
+    seed: int = 0,
+    rounding: float = 0.0,
+) -> PerRow:
     """Two-sided p-value of "the effect is symmetric around zero", by flipping signs of examples.
 
     Whole clusters are flipped where there are at least `FLIP_CLUSTERS`. All patterns of signs are tried up to
     `EXACT_UNITS` units; beyond, `draws` random ones and the observed one (Phipson & Smyth 2010), so p is never 0.
+    Sums that differ by no more than rounding are ties and count as reached, which can only make p larger.
+
+    Args:
+        rounding: how far a value may be off, in its own unit, where that is more than its size says: effects are
+            differences of larger numbers. A row of which no value is larger has p 1.
 
     Returns:
         One p per row; NaN where nothing was measured or a value is infinite (no sum of signs compares with it), 1 where
@@ -179,7 +193,10 @@ def sign_flip_p(values: Values, clusters: Sequence[str] | None = None, *, draws:
     p = np.empty(len(values))
     for rows in _blocks(len(values), len(signs)):
         observed = np.abs(sums[rows].sum(axis=1))
-        slack = 1e-12 * np.abs(sums[rows]).sum(axis=1)  # equal sums in another order are equal
+        # Effects are float32 numbers: sums that are equal in exact arithmetic differ by some units of its epsilon
+        # (1.2e-7), in one direction with one batch size and in the other with the next. An exact count would let that
+        # decide whether they reach the observed sum, and p would jump by as many patterns as tie.
+        slack = TIE * np.abs(sums[rows]).sum(axis=1) + rounding * np.isfinite(values[rows]).sum(axis=1)
         flipped = sums[rows] @ signs.T
         np.abs(flipped, out=flipped)
         reached = np.count_nonzero(flipped >= (observed - slack)[:, None], axis=1)
@@ -279,6 +296,20 @@ def ratio_of_means(effects: Values, gap: Float[np.ndarray, " example"], min_gap:
     with np.errstate(invalid="ignore", divide="ignore"):
         share = means(np.where(measured, effects, np.nan)) / mean_gap
     return np.where((np.abs(mean_gap) >= min_gap) & (mean_gap != 0), share, np.nan)
+
+
+def share_of_total(
+    effects: Values, total: Float[np.ndarray, " example"], sampler: Resampler
+) -> tuple[PerRow, Interval]:
+    """`ratio_of_means` with its interval; NaN where the interval of the mean total holds zero.
+
+    There the ratio has no bounded confidence set (Fieller 1954): a total near zero makes shares of any size.
+    """
+    low, high = (float(end[0]) for end in vars(bootstrap_mean(total[None], sampler)).values())
+    if low <= 0 <= high:
+        nothing = np.full(len(effects), np.nan)
+        return nothing, Interval(nothing, nothing)
+    return ratio_of_means(effects, total, 0.0), bootstrap_ratio_of_means(effects, total, sampler, 0.0)
 
 
 def ratios(effects: Values, gap: Float[np.ndarray, " example"], min_gap: float) -> Values:

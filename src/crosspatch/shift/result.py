@@ -225,6 +225,8 @@ def load_shift(folder: str | Path) -> ShiftResult:
             for entry in data["features"]
         ]
         names = tuple(map(str, data["group_names"]))
+        if not len(labels):
+            raise ValueError("no texts")
         if len(names) != 4 or ORIGINAL not in [m.name for m in methods]:
             raise ValueError("groups or the original classifier are missing")
         return ShiftResult(

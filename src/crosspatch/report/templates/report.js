@@ -1,5 +1,25 @@
 (() => {
   "use strict";
+  const theme = document.getElementById("theme");
+  const root = document.documentElement;
+  const THEME = "crosspatch-theme";
+  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const use = (name) => {
+    if (name === "dark" || name === "light") root.dataset.theme = name;
+    theme.textContent = dark() ? "Light" : "Dark";
+    theme.setAttribute("aria-label", "Switch to " + theme.textContent.toLowerCase() + " colours");
+  };
+  // The choice holds on other pages too. Some browsers keep files from storage, and throw.
+  const chosen = () => { try { return localStorage.getItem(THEME); } catch { return null; } };
+  theme.hidden = false;
+  theme.addEventListener("click", () => {
+    use(dark() ? "light" : "dark");
+    try { localStorage.setItem(THEME, root.dataset.theme); } catch { /* it holds on this page */ }
+  });
+  addEventListener("pageshow", (event) => { if (event.persisted) use(chosen()); });
+  addEventListener("storage", (event) => { if (event.key === THEME) use(event.newValue); });
+  use(chosen());
+
   const tip = document.getElementById("tip");
   const place = (x, y) => {
     const box = tip.getBoundingClientRect();
@@ -84,14 +104,6 @@
     });
     block.append(button);
   });
-
-  const theme = document.getElementById("theme");
-  const root = document.documentElement;
-  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const label = () => { theme.textContent = dark() ? "Light" : "Dark"; theme.setAttribute("aria-label", "Switch to " + theme.textContent.toLowerCase() + " colours"); };
-  theme.hidden = false;
-  theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; label(); });
-  label();
 
   const links = new Map([...document.querySelectorAll("nav ol a")].map((a) => [a.hash.slice(1), a]));
   const seen = new IntersectionObserver((entries) => {
