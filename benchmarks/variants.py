@@ -1,7 +1,7 @@
 """Every way of training a dictionary, on the same activations of the embedded model: what comes out, by seed.
 
 python -m benchmarks.variants                                   # the table of docs/dictionaries.md
-python -m benchmarks.variants --steps 1000 --seeds 0 --only matryoshka,jumprelu
+python -m benchmarks.variants --steps 1000 --seeds 0 --only Matryoshka JumpReLU
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def table(names: list[str], seeds: list[int], steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants (default: all)")
     given = parser.parse_args()
-    table(given.only.split(","), [int(seed) for seed in given.seeds.split(",")], given.steps)
+    table(given.only, given.seeds, given.steps)

@@ -222,7 +222,7 @@ def test_what_a_dictionary_lacks_is_recovered_as_its_error_term() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nodes_and_edges_are_recovered_with_learned_dictionaries(seed: int) -> None:
-    """The first three seeds; of twenty (0 to 17, 20, 21) all but 9 and 21 pass, where a variable is found twice."""
+    """The first three seeds. Of twenty (0-17, 20, 21) all but 9 and 21 pass: a0 has a mixture of variables too."""
     bases = learned(seed)
     nodes, _, chosen = search(bases, 0.4 * SCALE)
     found = named(nodes, chosen, bases)

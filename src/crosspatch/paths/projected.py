@@ -139,19 +139,32 @@ def _sliced(
     for lo in range(0, len(streams), step):
         part = streams[lo : lo + step]
         h = _normed(forward, layer, part, x[lo : lo + step], wide)
-        for name, row, slots, places in _alike(cuts, [readers[one] for one in part]):
-            some = run_of([cuts.of[slot][1] // cuts.d_head for slot in slots])
-            out = outputs[name][row].unflatten(-1, (-1, cuts.d_head)).transpose(0, 1)
-            out[some] = project_slots(cuts, slots, h[run_of(places)])
+        for rows, slots, places in _alike(cuts, [readers[one] for one in part]):
+            inputs = h[places[0]].expand(len(places), -1, -1) if len({*places}) == 1 else h[run_of(places)]
+            value = project_slots(cuts, slots, inputs)
+            at = [cuts.of[slot][1] // cuts.d_head for slot in slots]
+            out = outputs[cuts.of[slots[0]][0]].unflatten(-1, (-1, cuts.d_head))
+            if len(slots) == 1:
+                out[run_of(rows), :, at[0]] = value
+            else:
+                out[rows[0]].transpose(0, 1)[run_of(at)] = value
     return outputs
 
 
-def _alike(cuts: Rows, readers: list[list[tuple[Slot, int]]]) -> Iterator[tuple[str, int, list[Slot], list[int]]]:
-    """What is projected at once: (projection, row of its output, slots, their streams' places)."""
-    groups: dict[tuple[str, str, int], list[tuple[Slot, int]]] = defaultdict(list)
+def _alike(cuts: Rows, readers: list[list[tuple[Slot, int]]]) -> Iterator[tuple[list[int], list[Slot], list[int]]]:
+    """What is projected at once: (rows of the output, slots, their streams' places), one slot from several streams, or
+    several slots of one kind, each from one."""
+    by_slot: dict[Slot, list[tuple[int, int]]] = defaultdict(list)
     for place, found in enumerate(readers):
         for slot, row in found:
-            groups[cuts.of[slot][0], slot[0], row].append((slot, place))
-    for (name, _, row), members in groups.items():
-        slots, places = zip(*members, strict=True)
-        yield name, row, list(slots), list(places)
+            by_slot[slot].append((row, place))
+    single: dict[tuple[str, str, int], list[tuple[Slot, int]]] = defaultdict(list)
+    for slot, members in by_slot.items():
+        rows, places = zip(*members, strict=True)
+        if len(members) > 1:
+            yield list(rows), [slot], list(places)
+        else:
+            single[cuts.of[slot][0], slot[0], rows[0]].append((slot, places[0]))
+    for (_, _, row), alone in single.items():
+        slots, places = zip(*alone, strict=True)
+        yield [row], list(slots), list(places)
