@@ -35,7 +35,8 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's.")]
 _BUDGET = (
     "MiB for the patched runs in flight together: their activations, keys, values and logits. The weights and the "
-    "recorded runs of the prompts come on top. Default: half of what is free on a GPU, 64 on a CPU."
+    "recorded runs of the prompts come on top. Default: for patching half of what is free on a GPU and 64 on a CPU, "
+    "512 for paths, 256 for circuits, 768 for feature circuits."
 )
 Budget = Annotated[float | None, typer.Option("--budget-mib", min=1, help=_BUDGET)]
 

@@ -29,6 +29,9 @@ METHODS = {
     "relp": "RelP's propagation rules in the place of derivatives, at the clean run",
 }
 
+BUDGET_MIB = 768.0
+"""Memory for one chunk of examples: more than elsewhere, because every chunk reads all dictionaries anew."""
+
 
 @dataclass(frozen=True)
 class How:
@@ -63,11 +66,12 @@ def how(method: str, steps: int = 10, rule: str = "midpoint") -> How:
 
 
 def example_chunks(setup: Setup, bases: Bases, budget_mib: float | None) -> Iterator[list[int]]:
-    """Examples of equal length whose graph and widest feature activations fit into the budget together."""
+    """Examples of equal length whose graph and widest feature activations fit into the budget (default: `BUDGET_MIB`)
+    together."""
     longest = max(map(len, setup.clean))
     size = torch.empty(0, dtype=setup.model.dtype).element_size()
     wide = 4.0 * size * longest * max(basis.width for basis in bases)
-    return points.chunks(setup, 1 + wide / points.row_bytes(setup, longest), budget_mib)
+    return points.chunks(setup, 1 + wide / points.row_bytes(setup, longest), budget_mib or BUDGET_MIB)
 
 
 def token_masks(part: Setup, spans: Sequence[str]) -> Float[Tensor, "span example position"]:
