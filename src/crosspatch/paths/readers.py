@@ -91,7 +91,7 @@ class Readers:
         starts = np.array(self.parts(len(self.plan.words.nodes)))
         for base, highest in found.items():
             self._dense[base, tail] = bool(dense[base])
-            for (node, one), level in highest.items():
+            for (node, one), level in sorted(highest.items()):
                 start = int(starts[np.searchsorted(starts, node, "right") - 1])
                 self._terms[start, base, tail][node, one] = level
 
@@ -130,8 +130,8 @@ class Readers:
         return [start for start in found if start < level]
 
     def terms(self, start: int, base: int, tail: bool) -> list[tuple[int, int]]:
-        """Copies of a part, (node, class), that streams nearest to a plain run read beside it."""
-        return sorted(self._terms.get((start, base, tail), ()))
+        """Copies of a part, (node, class), that streams which begin with a plain run read beside it, in order."""
+        return list(self._terms.get((start, base, tail), ()))
 
     def n_terms(self, base: int, tail: bool) -> int:
         """How many there are of all parts."""
